@@ -1,0 +1,10 @@
+"""``python -m tutti.backend``: the same as the ``tutti`` command."""
+
+from __future__ import annotations
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Families and checkpoints: what a model is, and what of it is sharded."""

@@ -1,0 +1,1 @@
+"""Choosing a plan: what is legal, and what doctor prints."""

@@ -1,0 +1,1 @@
+"""Solvers on (x, sigma) -> denoised. Knows no transport and no process group."""

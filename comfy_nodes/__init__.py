@@ -1,0 +1,1 @@
+"""What runs inside ComfyUI: the nodes, the weightless MODEL and the client."""
