@@ -1,0 +1,26 @@
+"""Content digests: what names an Upload and makes a job id."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+from .tensors import Tensors
+
+
+def content_digest(tensors: Tensors) -> str:
+    """128-bit BLAKE2b over the tensors in order of name: name, dtype, shape and bytes. Hexadecimal, 32 characters."""
+    state = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        state.update(f"{name}|{tensor.dtype}|{','.join(map(str, tensor.shape))}|".encode())
+        state.update(tensor.data)
+    return state.hexdigest()
+
+
+def job_digest(client_id: str, node_id: str, frames: Iterable[bytes | memoryview]) -> str:
+    """The job id: 128-bit BLAKE2b of who asks, for which node, and the message (encoded with an all-zero job id). Hexadecimal."""
+    state = hashlib.blake2b(f"{client_id}|{node_id}|".encode(), digest_size=16)
+    for frame in frames:
+        state.update(frame)
+    return state.hexdigest()

@@ -1,0 +1,53 @@
+"""Every bound of the wire format, in one place. A bound is checked before anything is allocated for what it bounds."""
+
+from __future__ import annotations
+
+from typing import Final
+
+HEADER_BYTES: Final = 64 * 1024
+"""Largest msgpack header."""
+
+TENSOR_FRAMES: Final = 64
+"""Most tensor frames in one message."""
+
+TENSOR_BYTES: Final = 256 * 1024**2
+"""Largest single tensor."""
+
+MESSAGE_BYTES: Final = 512 * 1024**2
+"""Largest sum of a message's tensors."""
+
+TENSOR_DIMS: Final = 6
+"""Most dimensions of a tensor."""
+
+DIM_SIZE: Final = 2**31 - 1
+"""Largest size of one dimension."""
+
+MANIFEST_BYTES: Final = 4 * 1024**2
+"""Largest manifest frame."""
+
+MANIFEST_ENTRIES: Final = 16_384
+"""Most entries of a manifest."""
+
+ARRAY_LENGTH: Final = 1_024
+"""Longest msgpack array in a header. Explicit, because msgpack reserves memory for the length a peer claims."""
+
+MAP_LENGTH: Final = 64
+"""Largest msgpack map in a header."""
+
+STRING_BYTES: Final = HEADER_BYTES
+"""Longest msgpack string in a header; fields have tighter bounds of their own."""
+
+BINARY_BYTES: Final = 4 * 1024
+"""Longest msgpack binary in a header."""
+
+NAME_LENGTH: Final = 512
+"""Longest model or tensor name, in characters."""
+
+TEXT_LENGTH: Final = 4_096
+"""Longest text for people (an error, a progress line), in characters."""
+
+SIGMAS: Final = 10_001
+"""Most sigmas of one trajectory."""
+
+BRANCHES: Final = 8
+"""Most conditioning branches of one Sample, and most calls of one Evaluate."""
