@@ -1,0 +1,85 @@
+"""One encrypted DEALER socket to the broker, and what its monitor tells about it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from ..errors import AuthFailed
+from ..wire import codec, limits
+from ..wire.connection import Connection
+from ..wire.messages import Message
+from ..wire.tensors import WireTensor
+
+_REFUSED: Final = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
+_UP: Final = zmq.EVENT_HANDSHAKE_SUCCEEDED
+_DOWN: Final = zmq.EVENT_DISCONNECTED
+
+
+class Link:
+    """A socket that one thread at a time uses, and that knows whether it was lost and came back."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.reconnects = 0
+        """How many times the connection came up again after it was lost."""
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 500)  # a Cancel or Release sent just before close still leaves
+        self._socket.setsockopt(zmq.RECONNECT_IVL, 100)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, limits.TENSOR_BYTES)
+        self._socket.curve_serverkey = connection.server_public_key.encode("ascii")
+        self._socket.curve_publickey = connection.client_public_key.encode("ascii")
+        self._socket.curve_secretkey = connection.client_secret_key.encode("ascii")
+        self._monitor = self._socket.get_monitor_socket(_REFUSED | _UP | _DOWN)
+        self._was_up = False
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._monitor, zmq.POLLIN)
+        self._socket.connect(connection.endpoint)
+
+    def send(self, message: Message, tensors: Mapping[str, WireTensor] | None = None) -> None:
+        """Queue one message. Frames are sent without copying: a tensor's bytes must not change until the answer came."""
+        frames = codec.encode(message, tensors)
+        self._socket.send_multipart(frames, copy=len(frames) <= 2)
+
+    def receive(self, timeout_s: float) -> codec.Received | None:
+        """The next message, or None when none came in time.
+
+        Raises:
+            AuthFailed: the daemon refused our key.
+            RemoteProtocolError: what came is no message.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            ready = dict(self._poller.poll(max(0, int((deadline - time.monotonic()) * 1000))))
+            if self._monitor in ready:
+                self._read_monitor()
+            if self._socket in ready:
+                return codec.decode([frame.buffer for frame in self._socket.recv_multipart(copy=False)])
+            if time.monotonic() >= deadline:
+                return None
+
+    def _read_monitor(self) -> None:
+        while self._monitor.poll(0):
+            event: Any = parse_monitor_message(self._monitor.recv_multipart())
+            if event["event"] & _REFUSED:
+                raise AuthFailed(
+                    "Get a new connection file from the daemon's owner and run `tutti connect FILE`: the daemon refused this key."
+                )
+            if event["event"] == _UP:
+                self.reconnects += self._was_up
+                self._was_up = True
+
+    def close(self) -> None:
+        """Close the socket; messages already sent get half a second to leave."""
+        self._socket.disable_monitor()
+        self._monitor.close(0)
+        self._socket.close()
+        self._context.term()
