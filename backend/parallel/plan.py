@@ -1,0 +1,94 @@
+"""How a worker group is split: ``cfg x ring x ulysses`` ranks. No torch in this file, the broker and the command line read plans too.
+
+Rank order is xfuser's tp-sp-pp-cfg-dp: ulysses is the innermost axis (neighbouring ranks), ring the next, cfg the outermost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import BadPlan
+
+_AXES = ("cfg", "ring", "ulysses")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One way to split a group; raises :class:`BadPlan` on a degree below 1."""
+
+    cfg: int = 1
+    """Ranks (groups of ranks) that each take some of the guidance branches."""
+    ring: int = 1
+    """Ranks among which keys and values travel in a ring."""
+    ulysses: int = 1
+    """Ranks that exchange tokens for heads with one all-to-all; must divide the model's heads."""
+
+    def __post_init__(self) -> None:
+        for axis in _AXES:
+            degree = getattr(self, axis)
+            if type(degree) is not int or degree < 1:
+                raise BadPlan(f"Give {axis} a whole number of at least 1: got {degree!r}.")
+
+    @property
+    def world_size(self) -> int:
+        """How many ranks the plan needs."""
+        return self.cfg * self.ring * self.ulysses
+
+    def __str__(self) -> str:
+        return ",".join(f"{axis}={getattr(self, axis)}" for axis in _AXES)
+
+    @classmethod
+    def parse(cls, text: str) -> Plan:
+        """Read ``"ulysses=2,ring=1"``: any order, a missing axis is 1. Raises :class:`BadPlan`."""
+        degrees: dict[str, int] = {}
+        for part in text.split(","):
+            name, equals, value = (piece.strip() for piece in part.partition("="))
+            if not equals or name not in _AXES:
+                raise BadPlan(
+                    f'Write a plan as "ulysses=2,ring=1" (axes: {", ".join(_AXES)}): {part.strip()[:40]!r} is none of them.'
+                )
+            if name in degrees:
+                raise BadPlan(f"Name every axis of a plan once: {name} appears twice.")
+            if not (value.isascii() and value.isdecimal() and len(value) <= 4):
+                raise BadPlan(f"Give {name} a whole number of at least 1: got {value[:40]!r}.")
+            degrees[name] = int(value)
+        return cls(**degrees)
+
+
+def factor_plans(world_size: int) -> list[Plan]:
+    """Every plan with ``cfg=1`` that uses ``world_size`` ranks, largest ulysses first.
+
+    Process groups are created in this order: it must be the same on every rank.
+    """
+    if world_size < 1:
+        raise BadPlan(f"A worker group has at least one rank: got {world_size}.")
+    degrees = (u for u in range(world_size, 0, -1) if world_size % u == 0)
+    return [Plan(ring=world_size // ulysses, ulysses=ulysses) for ulysses in degrees]
+
+
+def legal_plans(world_size: int, num_heads: int) -> list[Plan]:
+    """The plans of :func:`factor_plans` whose ulysses degree divides the model's heads."""
+    return [plan for plan in factor_plans(world_size) if num_heads % plan.ulysses == 0]
+
+
+def choose_plan(requested: Plan | None, world_size: int, num_heads: int) -> Plan:
+    """The plan to run: ``requested`` if it is legal, else :class:`BadPlan` that names the legal ones.
+
+    ``None`` means auto: the largest legal ulysses degree, the rest of the group in the ring. (Ulysses moves 4/u of the
+    activations once per attention, a ring moves all keys and values r-1 times.)
+    """
+    legal = legal_plans(world_size, num_heads)
+    if requested is None:
+        return legal[0]
+    names = "; ".join(map(str, legal))
+    if requested.cfg > 1:
+        raise BadPlan(f"Choose a plan with cfg=1: CFG parallel is not part of this release. Legal plans: {names}.")
+    if requested.world_size != world_size:
+        raise BadPlan(
+            f"Choose a plan for {world_size} rank(s): {requested} needs {requested.world_size}. Legal plans: {names}."
+        )
+    if requested not in legal:
+        raise BadPlan(
+            f"Choose a ulysses degree that divides the model's {num_heads} heads: {requested.ulysses} does not. Legal plans: {names}."
+        )
+    return requested

@@ -1,0 +1,98 @@
+"""Plans: parsing, the order of process groups, and which plans a model allows."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from tutti.backend.errors import BadPlan
+from tutti.backend.parallel.plan import Plan, choose_plan, factor_plans, legal_plans
+
+
+def test_a_plan_reads_back_what_it_prints() -> None:
+    plan = Plan(cfg=2, ring=3, ulysses=4)
+    assert str(plan) == "cfg=2,ring=3,ulysses=4"
+    assert Plan.parse(str(plan)) == plan
+    assert plan.world_size == 24
+
+
+@pytest.mark.parametrize("text", ["ulysses=2,ring=1", "ring=1,ulysses=2", " ulysses = 2 "])
+def test_axes_come_in_any_order_and_missing_ones_are_one(text: str) -> None:
+    assert Plan.parse(text) == Plan(ulysses=2)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "2",
+        "ulysses",
+        "ulysses=",
+        "ulysses=0",
+        "ulysses=-2",
+        "ulysses=2.0",
+        "ulysses=²",
+        "tensor=2",
+        "ring=1,ring=2",
+        "ulysses=99999",
+    ],
+)
+def test_text_that_is_no_plan_is_refused(text: str) -> None:
+    with pytest.raises(BadPlan):
+        Plan.parse(text)
+
+
+@pytest.mark.parametrize("degree", [0, -1, True, 2.0, "2"])
+def test_a_degree_is_a_whole_number_of_at_least_one(degree: object) -> None:
+    with pytest.raises(BadPlan, match="ulysses"):
+        Plan(ulysses=degree)  # type: ignore[arg-type]
+
+
+def test_factor_plans_lists_every_split_once_in_a_fixed_order() -> None:
+    assert [(plan.ring, plan.ulysses) for plan in factor_plans(12)] == [
+        (1, 12),
+        (2, 6),
+        (3, 4),
+        (4, 3),
+        (6, 2),
+        (12, 1),
+    ]
+    assert factor_plans(1) == [Plan()]
+    with pytest.raises(BadPlan):
+        factor_plans(0)
+
+
+def test_legal_plans_are_those_whose_ulysses_degree_divides_the_heads() -> None:
+    assert [plan.ulysses for plan in legal_plans(4, 24)] == [4, 2, 1]
+    assert [plan.ulysses for plan in legal_plans(4, 6)] == [2, 1]
+    assert [plan.ulysses for plan in legal_plans(5, 24)] == [1]
+
+
+def test_auto_takes_the_largest_legal_ulysses_degree() -> None:
+    assert choose_plan(None, 4, 24) == Plan(ulysses=4)
+    assert choose_plan(None, 4, 2) == Plan(ring=2, ulysses=2)
+    assert choose_plan(None, 1, 24) == Plan()
+
+
+def test_a_legal_request_is_taken_as_it_is() -> None:
+    assert choose_plan(Plan(ring=4), 4, 24) == Plan(ring=4)
+
+
+@pytest.mark.parametrize(
+    ("requested", "says"),
+    [
+        (Plan(ulysses=4), "divides the model's 6 heads"),
+        (Plan(ulysses=2), "4 rank"),
+        (Plan(cfg=2, ulysses=2), "CFG parallel is not part of this release"),
+    ],
+)
+def test_an_illegal_request_is_refused_with_the_legal_plans_named(requested: Plan, says: str) -> None:
+    with pytest.raises(BadPlan, match=says) as caught:
+        choose_plan(requested, 4, 6)
+    assert "cfg=1,ring=2,ulysses=2; cfg=1,ring=4,ulysses=1" in str(caught.value)
+
+
+def test_reading_plans_needs_no_torch() -> None:
+    code = "import sys, tutti.backend.parallel.plan; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
