@@ -1,0 +1,104 @@
+"""Start the daemon of this machine from a client, and wait until it is ready. Standard library only."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from ..errors import DaemonUnreachable
+from ..wire.connection import CONNECTION_FILE, STATE_DIR_VARIABLE, Connection, ensure_private_dir, read_connection
+
+EXECUTABLE_VARIABLE: Final = "TUTTI_EXECUTABLE"
+"""Overrides which ``tutti`` is started. For people and tests; no workflow can set it."""
+
+# What ComfyUI sets for itself and what would bend the daemon: device choice, allocators, and the path to ComfyUI's packages.
+_NOT_INHERITED: Final = frozenset(
+    {
+        "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES", "ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR",
+        "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF", "PYTORCH_NO_CUDA_MEMORY_CACHING",
+        "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCHINDUCTOR_CACHE_DIR",
+        "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONSTARTUP",
+        "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+    }
+)  # fmt: skip
+
+
+def data_dir() -> Path:
+    """Where ``install.py backend`` keeps its environments: the platform's place for a user's application data."""
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "tutti"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "tutti"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "tutti"
+
+
+def find_executable() -> Path | None:
+    """The ``tutti`` command of the back end's environment on this machine, or None if there is none."""
+    override = os.environ.get(EXECUTABLE_VARIABLE)
+    if override:
+        return Path(override) if Path(override).is_file() else None
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        pointer = json.loads((data_dir() / "current.json").read_text(encoding="utf-8"))
+        executable = Path(pointer["executable"])
+        return executable if executable.is_file() else None
+    return None
+
+
+def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """``environ`` without what belongs to ComfyUI's own process."""
+    return {name: value for name, value in environ.items() if name not in _NOT_INHERITED}
+
+
+def start_daemon(executable: Path, directory: Path, arguments: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+    """Start ``tutti serve`` in a session of its own, so that it outlives us. Its output goes to ``logs/serve.log``."""
+    logs = ensure_private_dir(directory) / "logs"
+    logs.mkdir(exist_ok=True)
+    environment = clean_environment(os.environ) | {STATE_DIR_VARIABLE: str(directory)}
+    with (logs / "serve.log").open("ab") as log:
+        return subprocess.Popen(
+            [str(executable), "serve", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+
+
+def wait_for_connection(
+    process: subprocess.Popen[bytes], directory: Path, timeout_s: float, idle: Callable[[], None] = lambda: None
+) -> Connection:
+    """Wait until the daemon that was just started has written its connection file: then its broker listens.
+
+    Raises:
+        DaemonUnreachable: it ended, or took longer than ``timeout_s``; the text has its last lines.
+    """
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        idle()
+        with contextlib.suppress(FileNotFoundError):
+            connection = read_connection(directory / CONNECTION_FILE)
+            if connection.pid == process.pid:
+                return connection
+        if process.poll() is not None:
+            raise DaemonUnreachable(
+                f"Run `tutti doctor`: the daemon ended at its start with status {process.returncode}. {_last_lines(directory)}"
+            )
+        time.sleep(0.05)
+    raise DaemonUnreachable(
+        f"Run `tutti doctor`: the daemon did not come up within {timeout_s:.0f} s. {_last_lines(directory)}"
+    )
+
+
+def _last_lines(directory: Path, count: int = 5) -> str:
+    with contextlib.suppress(OSError):
+        lines = (directory / "logs" / "serve.log").read_text(encoding="utf-8", errors="replace").splitlines()
+        return "Its last lines: " + " | ".join(line.strip() for line in lines[-count:] if line.strip())
+    return ""
