@@ -1,0 +1,16 @@
+"""Test-only ComfyUI nodes: the inputs that a text encoder or an image would give, as seeded random tensors.
+
+Both sides of a parity comparison load this same pack. It is never installed with Tutti. Written to ComfyUI's oldest node API (V1), so that
+one file loads on every version under test.
+"""
+
+from .inputs import TestConditioning, TestLatent
+from .model_changes import CHANGES, TestModelChange
+
+NODE_CLASS_MAPPINGS = {
+    "TestConditioning": TestConditioning,
+    "TestLatent": TestLatent,
+    "TestModelChange": TestModelChange,
+}
+
+__all__ = ["CHANGES", "NODE_CLASS_MAPPINGS"]

@@ -1,0 +1,4 @@
+"""placeholder"""
+CHANGES = {}
+class TestModelChange: 
+    pass
