@@ -56,14 +56,17 @@ def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if name not in _NOT_INHERITED}
 
 
-def start_daemon(executable: Path, directory: Path, arguments: Sequence[str] = ()) -> subprocess.Popen[bytes]:
-    """Start ``tutti serve`` in a session of its own, so that it outlives us. Its output goes to ``logs/serve.log``."""
+def start_daemon(command: Sequence[str], directory: Path) -> subprocess.Popen[bytes]:
+    """Start a daemon (``command``: ``[tutti, "serve", ...]``) in a session of its own, so that it outlives us.
+
+    ``directory`` becomes its state directory; its output goes to ``logs/serve.log`` there.
+    """
     logs = ensure_private_dir(directory) / "logs"
     logs.mkdir(exist_ok=True)
     environment = clean_environment(os.environ) | {STATE_DIR_VARIABLE: str(directory)}
     with (logs / "serve.log").open("ab") as log:
         return subprocess.Popen(
-            [str(executable), "serve", *arguments],
+            list(command),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
