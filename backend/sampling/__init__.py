@@ -1,1 +1,1 @@
-"""Solvers on (x, sigma) -> denoised. Knows no transport and no process group."""
+"""Solvers on (x, sigma) -> denoised, flow maths and guidance. Knows no model, no transport and no process group."""
