@@ -21,7 +21,8 @@ PYTHON = "3.11"
 TORCH = ["torch==2.13.0"]
 COMFYUI_TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
 OF_TORCH = re.compile(r"^(torch|torchvision|torchaudio|triton|nvidia-.*|cuda-.*)$")
-BUILD_TOOLS = ["setuptools>=77", "wheel"]
+BUILD_TOOLS = ["setuptools>=77.0.3,<82", "wheel"]
+"""torch 2.11 (which may be reused) wants setuptools below 82, torch 2.13 at least 77.0.3."""
 
 COMFYUI = [
     # The smallest set that starts ComfyUI on CPU. Left out, as only single extra-node files miss them: kornia, spandrel, PyOpenGL, blake3,
@@ -59,7 +60,7 @@ class Resolver:
         source, bounds = self.folder / "source.in", self.folder / "bounds.txt"
         source.write_text("\n".join(requirements) + "\n", encoding="utf-8")
         bounds.write_text(constraints, encoding="utf-8")
-        command = [
+        command: list[str | Path] = [
             self.python,
             "-m",
             "uv",

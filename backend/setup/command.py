@@ -117,7 +117,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def run(pack: Path, arguments: argparse.Namespace, runner: Runner) -> int:
     """Do what the command line asks for; the exit status."""
     if arguments.command == "backend":
-        backend_env.install_backend(pack, runner, torch=arguments.torch, comfy_python=arguments.python)
+        backend_env.install_backend(pack, runner, torch=arguments.torch, comfy_python=os.path.abspath(arguments.python))
     elif arguments.command == "dev":
         checkout.install_dev(pack, runner)
     elif arguments.command == "comfyui":
