@@ -1,1 +1,4 @@
-"""Families and checkpoints: what a model is, and what of it is sharded."""
+"""The families we run: how a checkpoint becomes a network, and how ComfyUI's inputs become the network's.
+
+Each family states what is split and which attentions are joint; :mod:`tutti.backend.parallel` does it.
+"""

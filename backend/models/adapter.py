@@ -1,0 +1,46 @@
+"""What every family offers to the rank loop: a check from shapes alone, and the velocity of one model call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from ..parallel.mesh import SequenceMesh
+
+Option = str | int | float | bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallSpec:
+    """The shapes of one model call, known before any tensor arrives."""
+
+    x_shape: tuple[int, ...]
+    """The latent as the network gets it, concatenated channels included: ``[batch, channels, height, width]`` for images."""
+    conditioning: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Flat name -> shape."""
+    options: Mapping[str, Option] = field(default_factory=dict)
+    """Everything that is not a tensor."""
+
+
+class Adapter(Protocol):
+    """One family's network, fed with ComfyUI's transformer inputs."""
+
+    def check(self, request: CallSpec) -> None:
+        """Accept a call by its shapes, or raise ``WrongFamily``, ``BadRequest`` or ``UnsupportedInput``.
+
+        Every rank runs it on the same request and comes to the same answer, before any of them enters a collective.
+        """
+
+    def bind(self, mesh: SequenceMesh) -> None:
+        """Run on this mesh from now on; cheap, and nothing when it is the current one."""
+
+    def velocity(
+        self, x: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor], options: Mapping[str, Option]
+    ) -> Tensor:
+        """The network's output for ``x`` in model space, float32, full size, the same bits on every rank. Collective.
+
+        ``timestep`` is ``[batch]``: sigma times the model's multiplier. ``denoised = x - sigma * velocity``.
+        """

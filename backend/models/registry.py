@@ -1,0 +1,91 @@
+"""The families we run, and a checkpoint as a resident model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from ..errors import OutOfMemory, UnsupportedFamily
+from ..parallel.mesh import SequenceMesh
+from .adapter import Adapter
+from .checkpoint import PREFIXES, Checkpoint, open_checkpoint
+from .flux import FluxFamily
+
+
+class Family(Protocol):
+    """How one architecture is found in a file and brought up."""
+
+    name: str
+
+    def recognises(self, checkpoint: Checkpoint) -> bool:
+        """Whether the tensor names (prefix taken off) are this family's; reads no tensor."""
+
+    def load(
+        self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, progress: Callable[[float], None]
+    ) -> tuple[Any, int]:
+        """The adapter and its number of attention heads. Raises ``BadCheckpoint``."""
+
+
+FAMILIES: tuple[Family, ...] = (FluxFamily(),)
+
+
+class ResidentModel:
+    """A loaded checkpoint. Between jobs it stays where it is."""
+
+    def __init__(
+        self,
+        *,
+        family: str,
+        num_heads: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        size_bytes: int,
+        adapter: Adapter,
+    ) -> None:
+        self.family = family
+        self.num_heads = num_heads
+        self.dtype = dtype
+        self.device = device
+        self.size_bytes = size_bytes
+        self.adapter = adapter
+
+    def bind(self, mesh: SequenceMesh) -> None:
+        """Run on this mesh from now on. Cheap; nothing happens when it is the current one."""
+        self.adapter.bind(mesh)
+
+
+def load_model(
+    path: Path, *, dtype: torch.dtype, device: torch.device, progress: Callable[[float], None]
+) -> ResidentModel:
+    """Load a checkpoint and compute in ``dtype`` on ``device``; ``progress`` hears fractions up to 1.
+
+    Raises :class:`BadCheckpoint`, :class:`UnsupportedFamily`, or :class:`OutOfMemory`.
+    """
+    checkpoint = open_checkpoint(path)
+    family, weights = find_family(checkpoint)
+    try:
+        adapter, num_heads = family.load(weights, dtype=dtype, device=device, progress=progress)
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(
+            "Choose a smaller checkpoint or weight dtype: the model does not fit into the GPU's memory."
+        ) from error
+    size_bytes = sum(parameter.nbytes for parameter in adapter.network.parameters())
+    return ResidentModel(
+        family=family.name, num_heads=num_heads, dtype=dtype, device=device, size_bytes=size_bytes, adapter=adapter
+    )
+
+
+def find_family(checkpoint: Checkpoint) -> tuple[Family, Checkpoint]:
+    """The family of a file, and the file seen through its prefix. Raises :class:`UnsupportedFamily` that lists what we run."""
+    for prefix in PREFIXES:
+        weights = checkpoint.under(prefix)
+        for family in FAMILIES:
+            if family.recognises(weights):
+                return family, weights
+    known = ", ".join(family.name for family in FAMILIES)
+    raise UnsupportedFamily(
+        f"Choose a checkpoint of a family that this release runs: {known}. This file is of none of them."
+    )

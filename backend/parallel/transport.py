@@ -1,0 +1,183 @@
+"""How bytes travel between ranks: NCCL, gloo, or gloo with CUDA tensors staged through pinned host memory.
+
+Nothing is reduced here, so everything travels as bytes: one code path for every dtype, fp8 included. Every call names its group, and
+every rank of that group makes the same calls in the same order; NCCL collectives of one rank have one total order over all groups.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from ..errors import BadPlan
+
+
+class Pending(Protocol):
+    """A transfer under way. The buffers belong to it until :meth:`wait` returns."""
+
+    def wait(self) -> None:
+        """Return when the received buffer may be read (on a GPU: by the current stream)."""
+
+
+class Transport(Protocol):
+    """Point-to-point and collective transfers of contiguous tensors; dimension 0 is what split lists count."""
+
+    name: str
+    backend: str
+    """The process-group backend that groups for this transport are made of."""
+
+    def all_to_all(
+        self,
+        received: Tensor,
+        sent: Tensor,
+        received_splits: Sequence[int],
+        sent_splits: Sequence[int],
+        group: ProcessGroup,
+    ) -> None:
+        """Send ``sent_splits[i]`` rows to the group's i-th rank and receive ``received_splits[i]`` rows from it."""
+
+    def rotate(self, received: Tensor, sent: Tensor, *, to_rank: int, from_rank: int, group: ProcessGroup) -> Pending:
+        """Start one hop of a ring. Ranks are global. A transfer of no bytes is skipped on both ends."""
+
+    def all_gather(self, gathered: Tensor, own: Tensor, group: ProcessGroup) -> None:
+        """Gather equal ``own`` tensors into ``gathered`` ``[ranks, ...]``."""
+
+    def broadcast(self, tensor: Tensor, src: int, group: ProcessGroup) -> None:
+        """Overwrite ``tensor`` with that of global rank ``src``."""
+
+
+def _as_bytes(tensor: Tensor) -> Tensor:
+    """``[rows, ...]`` as uint8 ``[rows, bytes]`` over the same memory; raises when the tensor is not contiguous."""
+    return tensor.view(tensor.shape[0], math.prod(tensor.shape[1:])).view(torch.uint8)
+
+
+class _Works:
+    """The works of one hop; waiting for all of them ends it."""
+
+    def __init__(self, works: Sequence[dist.Work | None]) -> None:
+        self._works = works
+
+    def wait(self) -> None:
+        for work in self._works:
+            if work is not None:
+                work.wait()
+
+
+class DirectTransport:
+    """Tensors travel from where they are: NCCL for CUDA tensors, gloo for CPU tensors."""
+
+    def __init__(self, backend: str) -> None:
+        self.name = backend
+        self.backend = backend
+
+    def all_to_all(
+        self,
+        received: Tensor,
+        sent: Tensor,
+        received_splits: Sequence[int],
+        sent_splits: Sequence[int],
+        group: ProcessGroup,
+    ) -> None:
+        dist.all_to_all_single(
+            _as_bytes(received), _as_bytes(sent), list(received_splits), list(sent_splits), group=group
+        )
+
+    def rotate(self, received: Tensor, sent: Tensor, *, to_rank: int, from_rank: int, group: ProcessGroup) -> Pending:
+        hops: list[dist.P2POp] = []
+        if sent.numel():
+            hops.append(dist.P2POp(dist.isend, _as_bytes(sent), to_rank, group))
+        if received.numel():
+            hops.append(dist.P2POp(dist.irecv, _as_bytes(received), from_rank, group))
+        return _Works(dist.batch_isend_irecv(hops) if hops else [])
+
+    def all_gather(self, gathered: Tensor, own: Tensor, group: ProcessGroup) -> None:
+        dist.all_gather_into_tensor(gathered.view(-1).view(torch.uint8), own.view(-1).view(torch.uint8), group=group)
+
+    def broadcast(self, tensor: Tensor, src: int, group: ProcessGroup) -> None:
+        dist.broadcast(tensor.view(-1).view(torch.uint8), src=src, group=group)
+
+
+class HostStagedTransport(DirectTransport):
+    """CUDA tensors over gloo by way of pinned host memory, so that several ranks can share one GPU.
+
+    For correctness runs, not for speed: every transfer waits for the GPU.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("gloo")
+        self.name = "gloo-host-staged"
+
+    @staticmethod
+    def _empty_on_host(like: Tensor) -> Tensor:
+        return torch.empty(like.shape, dtype=like.dtype, pin_memory=torch.cuda.is_available())
+
+    def _on_host(self, tensor: Tensor) -> Tensor:
+        return self._empty_on_host(tensor).copy_(tensor)
+
+    def all_to_all(
+        self,
+        received: Tensor,
+        sent: Tensor,
+        received_splits: Sequence[int],
+        sent_splits: Sequence[int],
+        group: ProcessGroup,
+    ) -> None:
+        landing = self._empty_on_host(received)
+        super().all_to_all(landing, self._on_host(sent), received_splits, sent_splits, group)
+        received.copy_(landing)
+
+    def rotate(self, received: Tensor, sent: Tensor, *, to_rank: int, from_rank: int, group: ProcessGroup) -> Pending:
+        landing = self._empty_on_host(received)
+        hop = super().rotate(landing, self._on_host(sent), to_rank=to_rank, from_rank=from_rank, group=group)
+        return _Landing(hop, received, landing)
+
+    def all_gather(self, gathered: Tensor, own: Tensor, group: ProcessGroup) -> None:
+        landing = self._empty_on_host(gathered)
+        super().all_gather(landing, self._on_host(own), group)
+        gathered.copy_(landing)
+
+    def broadcast(self, tensor: Tensor, src: int, group: ProcessGroup) -> None:
+        staged = self._on_host(tensor)
+        super().broadcast(staged, src, group)
+        tensor.copy_(staged)
+
+
+class _Landing:
+    """A staged hop: the received bytes still have to go from host memory to the device."""
+
+    def __init__(self, hop: Pending, received: Tensor, landing: Tensor) -> None:
+        self._hop, self._received, self._landing = hop, received, landing
+
+    def wait(self) -> None:
+        self._hop.wait()
+        self._received.copy_(self._landing)
+
+
+TRANSPORTS = ("nccl", "gloo", "gloo-host-staged")
+
+
+def choose_transport(requested: str | None, device: torch.device, world_size: int) -> Transport:
+    """The transport for ranks on ``device``: gloo on CPU, NCCL on CUDA, staged when more ranks than GPUs share this host.
+
+    Raises :class:`BadPlan` for an unknown name, and for one that cannot carry tensors of ``device``.
+    """
+    name = requested or _automatic(device, world_size)
+    if name not in TRANSPORTS:
+        raise BadPlan(f"Choose a transport of {', '.join(TRANSPORTS)}: {name[:40]!r} is none of them.")
+    if (name == "nccl") != (device.type == "cuda") and name != "gloo-host-staged":
+        raise BadPlan(f"Choose another transport: {name} carries no {device.type} tensors.")
+    return HostStagedTransport() if name == "gloo-host-staged" else DirectTransport(name)
+
+
+def _automatic(device: torch.device, world_size: int) -> str:
+    if device.type != "cuda":
+        return "gloo"
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    return "nccl" if ranks_here <= torch.cuda.device_count() else "gloo-host-staged"

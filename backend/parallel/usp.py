@@ -1,0 +1,90 @@
+"""Unified sequence parallelism (Fang & Zhao 2024, arXiv:2405.07719) as one opaque operator: Ulysses around ring around local attention.
+
+Opaque to ``torch.compile`` on purpose: streams, buffers, codecs and their state live inside, and a compiled block recompiles for none of
+them. Two things keep the operator's calls in order and alive: it declares that it mutates a one-element token buffer (an effect
+token would do too, but turns the compile cache off), and it is tagged unsafe for CUDA graphs, so that graphs are cut around it.
+
+What the operator works with comes from the :class:`CallContext` of the running model call, never from its arguments: an integer
+layer index would recompile every block.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import InternalError
+from .exchange import Exchange
+from .partition import Partition
+from .providers import choose_provider
+from .ring import ring_attention
+from .ulysses import gather_heads, scatter_heads
+
+
+@dataclass(slots=True)
+class CallContext:
+    """One model call: how its tokens are split, how ranks exchange them, and how many attentions ran so far."""
+
+    partition: Partition
+    exchange: Exchange
+    attentions: int = 0
+    """Calls of the operator so far: the index of the running attention, equal on every rank."""
+
+
+_running: ContextVar[CallContext | None] = ContextVar("tutti_running_call", default=None)
+
+
+@contextmanager
+def running_call(context: CallContext) -> Iterator[CallContext]:
+    """Make ``context`` the one that the operator sees."""
+    reset = _running.set(context)
+    try:
+        yield context
+    finally:
+        _running.reset(reset)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Exact attention over all ranks' tokens; ``[B, n, H, D]`` in and out, n being the tokens of this rank. Collective."""
+    context = _running.get()
+    if context is None:
+        raise InternalError("An attention ran outside a model call: use Binding.call().")
+    context.attentions += 1
+    exchange, partition = context.exchange, context.partition
+    mesh = exchange.mesh
+    held = partition.peers_held(mesh.ring.index)
+    if q.shape[1] != held[mesh.ulysses.index]:
+        raise InternalError(f"An attention got {q.shape[1]} tokens, but this rank holds {held[mesh.ulysses.index]}.")
+    provider = choose_provider(q.device, q.dtype, q.shape[3])
+    q, k, v = scatter_heads(q, k, v, held, exchange)
+    out = ring_attention(q, k, v, scale, partition, exchange, provider)
+    return gather_heads(out, held, mesh.ulysses.index, exchange)
+
+
+@functools.cache
+def usp_operator() -> Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]:
+    """``tutti::usp_attention(q, k, v, token, scale)``, registered with torch on first use; see :func:`attend`.
+
+    ``token`` is any one-element tensor that lives as long as the model. It is declared as mutated and left alone.
+    """
+
+    def usp_attention(q: Tensor, k: Tensor, v: Tensor, token: Tensor, scale: float) -> Tensor:
+        return attend(q, k, v, scale)
+
+    # torch reads the schema from real types, which the postponed annotations of this file hide.
+    usp_attention.__annotations__ = {**dict.fromkeys(("q", "k", "v", "token", "return"), Tensor), "scale": float}
+    operator = torch.library.custom_op(
+        "tutti::usp_attention", usp_attention, mutates_args=("token",), tags=(torch.Tag.cudagraph_unsafe,)
+    )
+
+    @operator.register_fake
+    def _(q: Tensor, k: Tensor, v: Tensor, token: Tensor, scale: float) -> Tensor:
+        return q.new_empty(q.shape)
+
+    return operator
