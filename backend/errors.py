@@ -28,8 +28,8 @@ TuttiError
 ├── GroupFailed                   the worker group does not come up any more
 └── InternalError                 a bug of ours; the details are in the daemon's log
 
-Every class has a stable wire ``code``. Text that crosses the wire holds no path, host name or key. The first sentence of a message
-says what to do.
+Every class has a stable wire ``code``. Text that crosses the wire holds no path, host name or key. The first sentence
+of a message says what to do.
 """
 
 from __future__ import annotations
@@ -216,6 +216,6 @@ ERRORS_BY_CODE: dict[str, type[TuttiError]] = _tree(TuttiError)
 
 
 def from_wire(code: str, message: str) -> TuttiError:
-    """Rebuild the exception that a peer reported. An unknown code becomes :class:`InternalError` and keeps its code in the text."""
+    """The exception that a peer reported. An unknown code becomes an :class:`InternalError` that quotes it."""
     cls = ERRORS_BY_CODE.get(code)
     return cls(message) if cls else InternalError(f"{message} [{code}]")

@@ -1,9 +1,11 @@
 """Messages to frames and back.
 
-    [ "TUTTI" major minor 0 ] [ header: msgpack, <= 64 KiB ] [ manifest: msgpack, <= 4 MiB, only if announced ] [ tensor bytes ] ...
+    [ "TUTTI" major minor 0 ] [ header: msgpack, <= 64 KiB ] [ manifest: msgpack, <= 4 MiB, only if announced ] [ tensor
+    bytes ] ...
 
-:func:`decode` takes nothing on trust: any list of frames gives a message or raises :class:`~..errors.RemoteProtocolError`, and every
-size is compared with the header before the bytes are looked at. Frames are never copied: a decoded tensor's ``data`` is the frame.
+:func:`decode` takes nothing on trust: any bytes give a message or raise :class:`~..errors.RemoteProtocolError`, and
+every size is compared with the header before the bytes are looked at. Tensors are never copied: a decoded tensor's
+``data`` is its frame's memory.
 """
 
 from __future__ import annotations
@@ -15,10 +17,25 @@ from typing import Any, Final
 import msgpack
 
 from ..errors import LocalProtocolError, RemoteProtocolError, VersionMismatch
-from . import limits
+from . import limits, rules
+from .cursor import UNREADABLE, Cursor
+from .manifest import decode_manifest, encode_manifest
 from .messages import MESSAGES, ManifestEntry, Message
-from .schema import SchemaError, pack, unpack
-from .tensors import TensorSpec, WireTensor, check_specs
+from .schema import SchemaError, read, write
+from .tensors import TensorSpec, WireTensor, flat_bytes, read_specs, write_specs
+
+__all__ = [
+    "MAGIC",
+    "MAJOR",
+    "MINOR",
+    "PREAMBLE",
+    "Frame",
+    "Received",
+    "decode",
+    "decode_manifest",
+    "encode",
+    "encode_manifest",
+]
 
 MAGIC: Final = b"TUTTI"
 MAJOR: Final = 1
@@ -26,8 +43,12 @@ MINOR: Final = 0
 PREAMBLE: Final = MAGIC + bytes((MAJOR, MINOR, 0))
 """First frame of every message: magic, major, minor, a spare zero."""
 
+_HEADER_KEYS: Final = ("type", "body", "tensors", "manifest")  # in this order: the type tells how to read the body
+
+_MOST_FRAMES: Final = 3 + limits.TENSOR_FRAMES  # preamble, header, manifest
+
 Frame = Any
-"""Anything with the buffer protocol: bytes, memoryview, the buffer of a zmq frame."""
+"""Anything with the buffer protocol: bytes, memoryview, a zmq frame."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,44 +60,52 @@ class Received:
     manifest: tuple[ManifestEntry, ...] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Header:
+    message: Message
+    specs: tuple[TensorSpec, ...]
+    has_manifest: bool
+
+
 def encode(
-    message: Message, tensors: Mapping[str, WireTensor] | None = None, manifest: Sequence[ManifestEntry] | None = None
+    message: Message,
+    tensors: Mapping[str, WireTensor] | None = None,
+    manifest: Sequence[ManifestEntry] | None = None,
 ) -> list[Frame]:
-    """A message as frames, ready for ``send_multipart(frames, copy=False)``.
+    """A message as frames, ready for ``send_multipart(frames, copy=False)``. Equal messages give equal bytes.
 
     Raises:
-        LocalProtocolError: the message breaks its own schema or a limit; the peer would refuse it.
+        LocalProtocolError: the message breaks its schema, a rule or a limit; the peer would refuse it.
+        TypeError: a tensor's ``data`` is not a buffer, or not a dense one.
     """
-    tensors = tensors or {}
-    specs = tuple(tensor.spec(name) for name, tensor in tensors.items())
-    header = {
-        "type": type(message).__name__,
-        "body": pack(message),
-        "tensors": [[spec.name, spec.dtype, list(spec.shape)] for spec in specs],
-        "manifest": manifest is not None,
-    }
-    packed = msgpack.packb(header)
+    tensors = dict(sorted(tensors.items())) if tensors else {}
     try:
-        _check_outgoing(header, packed, specs, tensors)
-    except SchemaError as error:
+        frames: list[Frame] = [PREAMBLE, _pack_header(message, tensors, manifest is not None)]
+        data = [_frame_of(name, tensor) for name, tensor in tensors.items()]
+        rules.check(message, tensors, has_manifest=manifest is not None)
+    except (SchemaError, UnicodeEncodeError) as error:
         raise LocalProtocolError(f"this {type(message).__name__} is not a legal message: {error}") from error
-    frames: list[Frame] = [PREAMBLE, packed]
     if manifest is not None:
         frames.append(encode_manifest(manifest))
-    frames.extend(tensors[spec.name].data for spec in specs)
-    return frames
+    return frames + data
 
 
-def _check_outgoing(
-    header: dict[str, Any], packed: bytes, specs: tuple[TensorSpec, ...], tensors: Mapping[str, WireTensor]
-) -> None:
+def _pack_header(message: Message, tensors: Mapping[str, WireTensor], has_manifest: bool) -> bytes:
+    name = type(message).__name__
+    if MESSAGES.get(name) is not type(message):
+        raise SchemaError("no message of the protocol")
+    rows = write_specs([tensor.spec(name) for name, tensor in tensors.items()])
+    packed: bytes = msgpack.packb(dict(zip(_HEADER_KEYS, (name, write(message), rows, has_manifest), strict=True)))
     if len(packed) > limits.HEADER_BYTES:
         raise SchemaError(f"the header has {len(packed)} bytes, at most {limits.HEADER_BYTES} are allowed")
-    unpack(MESSAGES[header["type"]], header["body"])
-    check_specs(_specs(header["tensors"]))
-    for spec in specs:
-        if _size(tensors[spec.name].data) != spec.size_bytes:
-            raise SchemaError(f"tensor {spec.name} has {_size(tensors[spec.name].data)} bytes, its shape says {spec.size_bytes}")
+    return packed
+
+
+def _frame_of(name: str, tensor: WireTensor) -> bytes | memoryview:
+    data, size = flat_bytes(tensor.data), tensor.spec(name).size_bytes
+    if len(data) != size:
+        raise SchemaError(f"{len(data)} bytes, its shape says {size}", name)
+    return data
 
 
 def decode(frames: Sequence[Frame]) -> Received:
@@ -84,128 +113,87 @@ def decode(frames: Sequence[Frame]) -> Received:
 
     Raises:
         VersionMismatch: the peer speaks another major version.
-        RemoteProtocolError: anything else that is not a legal message. Nothing else is ever raised.
+        RemoteProtocolError: anything else that is not a legal message.
+        TypeError: a frame is not a dense buffer: a mistake on this side. Bytes never raise anything but the other two.
     """
-    if len(frames) < 2:
-        raise RemoteProtocolError(f"a message has at least 2 frames, got {len(frames)}")
-    minor = _check_preamble(frames[0])
-    header = _unpack_header(frames[1])
+    if not 2 <= len(frames) <= _MOST_FRAMES:
+        raise RemoteProtocolError(f"a message has 2 to {_MOST_FRAMES} frames, got {len(frames)}")
+    views = [flat_bytes(frame) for frame in frames]
+    minor = _check_preamble(views[0])
     try:
-        return _decode_body(header, frames[2:], lenient=minor > MINOR)
+        header = _unpack_header(views[1], lenient=minor > MINOR)
+        tensors = _tensors(header, views[2:])
+        rules.check(header.message, tensors, has_manifest=header.has_manifest)
     except SchemaError as error:
         raise RemoteProtocolError(str(error)) from error
+    except UNREADABLE as error:
+        raise RemoteProtocolError(f"the header is not readable ({type(error).__name__})") from error
+    manifest = decode_manifest(views[2]) if header.has_manifest else None
+    return Received(message=header.message, tensors=tensors, manifest=manifest)
 
 
-def _check_preamble(frame: Frame) -> int:
-    if _size(frame) != len(PREAMBLE) or bytes(frame)[: len(MAGIC)] != MAGIC:
+def _check_preamble(frame: bytes | memoryview) -> int:
+    """The peer's minor version."""
+    if len(frame) != len(PREAMBLE) or bytes(frame[: len(MAGIC)]) != MAGIC:
         raise RemoteProtocolError("this is not a message of Tutti: the first frame is not its preamble")
-    major, minor, spare = bytes(frame)[len(MAGIC) :]
+    major, minor, spare = frame[len(MAGIC) :]
     if major != MAJOR:
         raise VersionMismatch(
-            f"Install the same version of Tutti on both sides: this side speaks protocol {MAJOR}.{MINOR}, the other {major}.{minor}."
+            "Install the same version of Tutti on both sides: "
+            f"this side speaks protocol {MAJOR}.{MINOR}, the other {major}.{minor}."
         )
     if spare != 0:
         raise RemoteProtocolError(f"the spare byte of the preamble is {spare}, not 0")
     return minor
 
 
-def _unpack_header(frame: Frame) -> dict[str, Any]:
-    if _size(frame) > limits.HEADER_BYTES:
-        raise RemoteProtocolError(f"the header has {_size(frame)} bytes, at most {limits.HEADER_BYTES} are allowed")
-    header = _unpackb(frame, limits.ARRAY_LENGTH, limits.MAP_LENGTH, limits.STRING_BYTES)
-    if type(header) is not dict or set(header) != {"type", "body", "tensors", "manifest"}:
-        raise RemoteProtocolError("the header is not a map of type, body, tensors and manifest")
-    return header
+def _unpack_header(frame: bytes | memoryview, *, lenient: bool) -> _Header:
+    if len(frame) > limits.HEADER_BYTES:
+        raise SchemaError(f"the header has {len(frame)} bytes, at most {limits.HEADER_BYTES} are allowed")
+    cursor = Cursor(frame, string_bytes=limits.STRING_BYTES, container_length=limits.ARRAY_LENGTH, lenient=lenient)
+    more = cursor.map_length() - len(_HEADER_KEYS)
+    if not 0 <= more <= (limits.MAP_LENGTH if lenient else 0):
+        raise SchemaError(f"the header is not a map of {', '.join(_HEADER_KEYS)}")
+    message = _read_message(_after("type", cursor).scalar(), _after("body", cursor))
+    specs = read_specs(_after("tensors", cursor))
+    has_manifest = _after("manifest", cursor).scalar()
+    if type(has_manifest) is not bool:
+        raise SchemaError("expected true or false", "manifest")
+    for _ in range(2 * more):
+        cursor.skip()
+    if not cursor.at_end():
+        raise SchemaError("bytes follow the header's map")
+    return _Header(message, specs, has_manifest)
 
 
-def _unpackb(frame: Frame, array_length: int, map_length: int, string_bytes: int) -> Any:
-    """msgpack with every limit explicit. It raises a dozen different exceptions on bad bytes; they all mean the same."""
-    try:
-        return msgpack.unpackb(
-            frame,
-            raw=False,
-            strict_map_key=True,
-            max_array_len=array_length,
-            max_map_len=map_length,
-            max_str_len=string_bytes,
-            max_bin_len=limits.BINARY_BYTES,
-            max_ext_len=0,
-        )
-    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
-        raise RemoteProtocolError(f"not readable as msgpack ({type(error).__name__})") from error
+def _after(key: str, cursor: Cursor) -> Cursor:
+    found = cursor.scalar()
+    if type(found) is not str or found != key:
+        raise SchemaError(f"the header is not a map of {', '.join(_HEADER_KEYS)}, in this order")
+    return cursor
 
 
-def _decode_body(header: dict[str, Any], rest: Sequence[Frame], *, lenient: bool) -> Received:
-    cls = MESSAGES.get(header["type"]) if type(header["type"]) is str else None
+def _read_message(name: Any, cursor: Cursor) -> Message:
+    cls = MESSAGES.get(name) if type(name) is str else None
     if cls is None:
-        raise SchemaError(f"unknown message type {str(header['type'])[:64]!r}")
-    if type(header["manifest"]) is not bool:
-        raise SchemaError("manifest: expected true or false")
-    message = unpack(cls, header["body"], lenient=lenient)
-    specs = _specs(header["tensors"])
-    check_specs(specs)
-    expected = len(specs) + header["manifest"]
+        raise SchemaError(f"unknown message type {str(name)[:64]!r}")
+    try:
+        message: Message = read(cls, cursor)
+    except SchemaError as error:
+        error.within(cls.__name__)
+        raise
+    return message
+
+
+def _tensors(header: _Header, rest: Sequence[bytes | memoryview]) -> dict[str, WireTensor]:
+    expected = header.has_manifest + len(header.specs)
     if len(rest) != expected:
         raise SchemaError(f"{len(rest)} frames follow the header, it announces {expected}")
-    manifest = decode_manifest(rest[0]) if header["manifest"] else None
-    frames = rest[1:] if header["manifest"] else rest
-    tensors = {spec.name: _tensor(spec, frame) for spec, frame in zip(specs, frames, strict=True)}
-    return Received(message=message, tensors=tensors, manifest=manifest)
-
-
-def _specs(rows: Any) -> tuple[TensorSpec, ...]:
-    if type(rows) is not list:
-        raise SchemaError("tensors: expected an array")
-    specs = []
-    for index, row in enumerate(rows):
-        if type(row) is not list or len(row) != 3:
-            raise SchemaError(f"tensors[{index}]: expected name, dtype and shape")
-        specs.append(unpack(TensorSpec, dict(zip(("name", "dtype", "shape"), row, strict=True)), where=f"tensors[{index}]"))
-    return tuple(specs)
-
-
-def _tensor(spec: TensorSpec, frame: Frame) -> WireTensor:
-    if _size(frame) != spec.size_bytes:
-        raise SchemaError(f"tensor {spec.name}: the frame has {_size(frame)} bytes, its shape says {spec.size_bytes}")
-    return WireTensor(dtype=spec.dtype, shape=spec.shape, data=frame)
-
-
-def encode_manifest(entries: Sequence[ManifestEntry]) -> bytes:
-    """A manifest frame.
-
-    Raises:
-        LocalProtocolError: more entries or bytes than a manifest may have.
-    """
-    packed: bytes = msgpack.packb([[entry.name, entry.kind, list(entry.numbers)] for entry in entries])
-    if len(entries) > limits.MANIFEST_ENTRIES or len(packed) > limits.MANIFEST_BYTES:
-        raise LocalProtocolError(
-            f"a manifest of {len(entries)} entries and {len(packed)} bytes is too large: "
-            f"at most {limits.MANIFEST_ENTRIES} entries and {limits.MANIFEST_BYTES} bytes are allowed"
-        )
-    return packed
-
-
-def decode_manifest(frame: Frame) -> tuple[ManifestEntry, ...]:
-    """The entries of a manifest frame.
-
-    Raises:
-        RemoteProtocolError: it is not one.
-    """
-    if _size(frame) > limits.MANIFEST_BYTES:
-        raise RemoteProtocolError(f"the manifest has {_size(frame)} bytes, at most {limits.MANIFEST_BYTES} are allowed")
-    rows = _unpackb(frame, limits.MANIFEST_ENTRIES, 0, limits.NAME_LENGTH * 4)
-    if type(rows) is not list:
-        raise RemoteProtocolError("the manifest is not an array")
-    entries = []
-    try:
-        for row in rows:
-            if type(row) is not list or len(row) != 3:
-                raise SchemaError("a manifest entry is a name, a kind and numbers")
-            entries.append(unpack(ManifestEntry, dict(zip(("name", "kind", "numbers"), row, strict=True))))
-    except SchemaError as error:
-        raise RemoteProtocolError(f"manifest: {error}") from error
-    return tuple(entries)
-
-
-def _size(frame: Frame) -> int:
-    return len(frame) if isinstance(frame, bytes) else memoryview(frame).nbytes
+    frames = rest[1:] if header.has_manifest else rest
+    for spec, frame in zip(header.specs, frames, strict=True):
+        if len(frame) != spec.size_bytes:
+            raise SchemaError(f"the frame has {len(frame)} bytes, its shape says {spec.size_bytes}", spec.name)
+    return {
+        spec.name: WireTensor(dtype=spec.dtype, shape=spec.shape, data=frame)
+        for spec, frame in zip(header.specs, frames, strict=True)
+    }

@@ -19,7 +19,8 @@ def content_digest(tensors: Tensors) -> str:
 
 
 def job_digest(client_id: str, node_id: str, frames: Iterable[bytes | memoryview]) -> str:
-    """The job id: 128-bit BLAKE2b of who asks, for which node, and the message (encoded with an all-zero job id). Hexadecimal."""
+    """The job id: 128-bit BLAKE2b of who asks, for which node, and the message (encoded with an all-zero job id).
+    Hexadecimal."""
     state = hashlib.blake2b(f"{client_id}|{node_id}|".encode(), digest_size=16)
     for frame in frames:
         state.update(frame)

@@ -19,6 +19,9 @@ MESSAGE_BYTES: Final = 512 * 1024**2
 TENSOR_DIMS: Final = 6
 """Most dimensions of a tensor."""
 
+LATENT_DIMS: Final = 3
+"""Fewest dimensions of a latent: batch, channels, and at least one more."""
+
 DIM_SIZE: Final = 2**31 - 1
 """Largest size of one dimension."""
 
@@ -28,20 +31,26 @@ MANIFEST_BYTES: Final = 4 * 1024**2
 MANIFEST_ENTRIES: Final = 16_384
 """Most entries of a manifest."""
 
+KIND_LENGTH: Final = 32
+"""Longest kind of a manifest entry, in characters."""
+
+MANIFEST_NUMBERS: Final = 8
+"""Most numbers of a manifest entry."""
+
 ARRAY_LENGTH: Final = 1_024
-"""Longest msgpack array in a header. Explicit, because msgpack reserves memory for the length a peer claims."""
+"""Longest array in a header."""
 
 MAP_LENGTH: Final = 64
-"""Largest msgpack map in a header."""
+"""Most fields of a map in a header, most options of one part."""
 
 STRING_BYTES: Final = HEADER_BYTES
-"""Longest msgpack string in a header; fields have tighter bounds of their own."""
-
-BINARY_BYTES: Final = 4 * 1024
-"""Longest msgpack binary in a header."""
+"""Longest string in a header, in bytes; fields have tighter bounds of their own."""
 
 NAME_LENGTH: Final = 512
 """Longest model or tensor name, in characters."""
+
+OPTION_NAME_LENGTH: Final = 64
+"""Longest name of an option, in characters."""
 
 TEXT_LENGTH: Final = 4_096
 """Longest text for people (an error, a progress line), in characters."""

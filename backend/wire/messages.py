@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .dtypes import ComputeDtype
-from .limits import ARRAY_LENGTH, BRANCHES, NAME_LENGTH, TENSOR_FRAMES, TEXT_LENGTH
+from .limits import ARRAY_LENGTH, BRANCHES, KIND_LENGTH, MANIFEST_NUMBERS, NAME_LENGTH, TENSOR_FRAMES, TEXT_LENGTH
 from .schema import Scalar, bounded
 from .tensors import TensorSpec
 
@@ -24,7 +24,7 @@ GroupState = Literal["starting", "ready", "busy", "restarting", "failed", "drain
 Phase = Literal["queued", "loading", "compiling", "sampling"]
 
 
-# --- Client and broker: the connection ------------------------------------------------------------------------------------------
+# --- Client and broker: the connection --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,11 +77,11 @@ class Describe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ManifestEntry:
-    """One line of a manifest frame: a checkpoint's tensor (dtype, shape) or a model file (``FILE``, one size in bytes)."""
+    """One line of a manifest frame: a checkpoint's tensor (dtype, shape), or a model file (``FILE``, size in bytes)."""
 
     name: str = field(metadata=_NAME)
-    kind: str = field(metadata=bounded(length=32))
-    numbers: tuple[int, ...] = field(metadata=bounded(low=0, length=8))
+    kind: str = field(metadata=bounded(length=KIND_LENGTH))
+    numbers: tuple[int, ...] = field(metadata=bounded(low=0, length=MANIFEST_NUMBERS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +150,7 @@ class Status:
     restarts: int = field(metadata=_COUNT)
 
 
-# --- Client and broker: jobs ----------------------------------------------------------------------------------------------------
+# --- Client and broker: jobs ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +169,7 @@ class ModelRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Branch:
-    """One conditioning of a Sample. Its tensors are ``branch.<index>.<name>`` (context, pooled, guidance, ref_latents.0, concat, ...)."""
+    """One conditioning of a Sample. Its tensors are ``branch.<index>.<name>``: context, pooled, ref_latents.0, ..."""
 
     kind: Literal["positive", "negative"]
     options: dict[str, Scalar] = field(default_factory=dict)
@@ -180,9 +180,9 @@ class Branch:
 class Sample:
     """C -> B. One whole trajectory.
 
-    Tensors: ``noise`` F32 [B,C,H,W]; ``sigmas`` F32 [steps + 1]; ``latent`` F32 like noise (absent = all zeros); ``mask`` F32
-    broadcastable to noise (absent = none); the branches' conditioning. Latents are in model space; a conditioning whose batch is
-    not B is repeated (and cut) along its first dimension to B, as ComfyUI does.
+    Tensors: ``noise`` F32 [B,C,H,W]; ``sigmas`` F32 [steps + 1]; ``latent`` F32 like noise (absent = all zeros);
+    ``mask`` F32 broadcastable to noise (absent = none); the branches' conditioning. Latents are in model space; a
+    conditioning whose batch is not B is repeated (and cut) along its first dimension to B, as ComfyUI does.
     """
 
     job_id: str = field(metadata=_ID)
@@ -202,9 +202,9 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upload:
-    """C -> B. Conditioning of an Evaluate trajectory, sent once and then named by its digest. Not answered unless refused.
+    """C -> B. Conditioning of an Evaluate trajectory, sent once, then named by its digest. Answered only if refused.
 
-    Tensors: by conditioning name (``context``, ``pooled``, ...). The digest is the 128-bit BLAKE2b that
+    Tensors: one or more, by conditioning name (``context``, ``pooled``, ...). The digest is the 128-bit BLAKE2b that
     :func:`.digest.content_digest` makes of them; the broker checks it.
     """
 
@@ -225,9 +225,10 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluate:
-    """C -> B. One turn of a trajectory whose loop runs in the client: a list of model calls. The first one opens the trajectory.
+    """C -> B. One turn of a trajectory whose loop runs in the client: a list of model calls. The first turn opens it.
 
-    Tensors: ``call.<index>.x`` [B,C,H,W] as the network gets it (concat channels included), ``call.<index>.timestep`` F32 [B].
+    Tensors: ``call.<index>.x`` [B,C,H,W] as the network gets it (concat channels included), ``call.<index>.timestep``
+    F32 [B].
     """
 
     job_id: str = field(metadata=_ID)
@@ -247,7 +248,7 @@ class Release:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cancel:
-    """C -> B, and B -> rank 0. The job ends as soon as every rank can leave together: Failed(code ``cancelled``) follows."""
+    """C -> B, and B -> rank 0. The job ends once all ranks can leave together; Failed(code ``cancelled``) follows."""
 
     job_id: str = field(metadata=_ID)
 
@@ -285,7 +286,7 @@ class Preview:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """R0 -> B -> C. The end of a Sample. Tensors: ``latent`` and ``x0`` (the last denoised), both F32 like the noise."""
+    """R0 -> B -> C. The end of a Sample. Tensors: ``latent`` and ``x0`` (the last denoised), F32 like the noise."""
 
     job_id: str = field(metadata=_ID)
     step_ms: float = field(metadata=bounded(low=0))
@@ -311,8 +312,10 @@ class Ended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """To the client: a request or a job ended with an error. Exactly one of ``request`` and ``job_id`` is set, or neither (a message
-    that could not be read)."""
+    """B -> C, and R0 -> B. A request or a job ended with an error; the one that did is named.
+
+    Neither is named when bytes could not be read as a message.
+    """
 
     code: str = field(metadata=bounded(length=64, pattern=r"[a-z_]+"))
     """The wire code of a class in backend/errors.py."""
@@ -321,14 +324,14 @@ class Failed:
     job_id: str | None = field(default=None, metadata=_ID)
 
 
-# --- Broker and ranks -----------------------------------------------------------------------------------------------------------
+# --- Broker and ranks -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankHello:
     """R -> B. The rank is in the group and waits for work."""
 
-    token: str = field(metadata=bounded(length=64, pattern=r"[0-9a-f]{64}"))
+    token: str = field(repr=False, metadata=bounded(length=64, pattern=r"[0-9a-f]{64}", secret=True))
     """The incarnation's secret, handed to the ranks by their environment."""
     group_id: int = field(metadata=_COUNT)
     incarnation: str = field(metadata=_ID)
@@ -344,8 +347,8 @@ class RankHello:
 class Prepare:
     """B -> every R. The first phase of dispatch: check and load, touch no collective.
 
-    Exactly one of ``sample`` and ``evaluate`` is set. ``specs`` describes the job's tensors to every rank; the frames themselves go
-    to rank 0 only. Conditioning that was uploaded is ``upload.<digest>.<name>``.
+    Exactly one of ``sample`` and ``evaluate`` is set. ``specs`` describes the job's tensors to every rank; the frames
+    themselves go to rank 0 only. Conditioning that was uploaded is ``upload.<digest>.<name>``.
     """
 
     sequence: int = field(metadata=_POSITIVE)
@@ -404,13 +407,15 @@ class Done:
 MESSAGES: dict[str, type[Any]] = {
     cls.__name__: cls
     for cls in (
-        Hello, Welcome, Ping, Pong, Describe, Described, StatusRequest, Status, Sample, Upload, Evaluate, Release, Cancel, Accepted,
-        Progress, Preview, Result, Evaluated, Ended, Failed, RankHello, Prepare, Prepared, Refused, Go, Abort, Done,
+        Hello, Welcome, Ping, Pong, Describe, Described, StatusRequest, Status,
+        Sample, Upload, Evaluate, Release, Cancel, Accepted, Progress, Preview, Result, Evaluated, Ended, Failed,
+        RankHello, Prepare, Prepared, Refused, Go, Abort, Done,
     )
 }  # fmt: skip
 """Name on the wire -> class."""
 
 Message = (
-    Hello | Welcome | Ping | Pong | Describe | Described | StatusRequest | Status | Sample | Upload | Evaluate | Release | Cancel
-    | Accepted | Progress | Preview | Result | Evaluated | Ended | Failed | RankHello | Prepare | Prepared | Refused | Go | Abort | Done
+    Hello | Welcome | Ping | Pong | Describe | Described | StatusRequest | Status
+    | Sample | Upload | Evaluate | Release | Cancel | Accepted | Progress | Preview | Result | Evaluated | Ended | Failed
+    | RankHello | Prepare | Prepared | Refused | Go | Abort | Done
 )  # fmt: skip

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from .cursor import UNREADABLE, Cursor
 from .dtypes import ITEM_BYTES
 from .limits import DIM_SIZE, MESSAGE_BYTES, NAME_LENGTH, TENSOR_BYTES, TENSOR_DIMS, TENSOR_FRAMES
-from .schema import SchemaError, bounded
+from .schema import SchemaError, bounded, kinds_of
 
 WireDtype = Literal["F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32", "I16", "I8", "U8", "BOOL"]
 
@@ -26,16 +28,14 @@ class TensorSpec:
 
     @property
     def size_bytes(self) -> int:
-        """Length of the frame."""
-        size = ITEM_BYTES[self.dtype]
-        for dim in self.shape:
-            size *= dim  # Python integers: no overflow, however hostile the shape
-        return size
+        """Length of the frame. Python integers: no overflow, however hostile the shape."""
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WireTensor:
-    """Dense bytes with their dtype and shape. ``data`` is anything with the buffer protocol, never copied by the codec."""
+    """Dense bytes with their dtype and shape. ``data`` is anything with the buffer protocol, never copied by the
+    codec."""
 
     dtype: WireDtype
     shape: tuple[int, ...]
@@ -48,21 +48,74 @@ class WireTensor:
 
 Tensors = Mapping[str, WireTensor]
 
+_NAME, _DTYPE, _SHAPE = kinds_of(TensorSpec).values()
 
-def check_specs(specs: tuple[TensorSpec, ...]) -> None:
-    """Check a message's tensors against the limits, from the header alone.
+
+def flat_bytes(frame: Any) -> bytes | memoryview:
+    """A buffer as flat bytes, without a copy: ``bytes`` as they are, anything else as a flat view of its memory.
+
+    Raises:
+        TypeError: not a buffer, or one that is not dense and row-major. A mistake on this side; no peer can cause it.
+    """
+    if type(frame) is bytes:
+        return frame
+    view = memoryview(frame)
+    if view.ndim == 1 and view.format == "B" and view.c_contiguous:
+        return view
+    return view.cast("B") if view.nbytes else b""  # cast refuses views with a zero in their shape
+
+
+def read_specs(cursor: Cursor) -> tuple[TensorSpec, ...]:
+    """The tensor rows of a header, each ``[name, dtype, shape]``.
+
+    Raises:
+        SchemaError: a row is not legal, or the rows together break a limit (see :func:`check_specs`).
+    """
+    count = _check_count(cursor.array_length())
+    specs: list[TensorSpec] = []
+    try:
+        for _ in range(count):
+            if cursor.array_length() != 3:
+                raise SchemaError("expected name, dtype and shape")
+            name, dtype, shape = _NAME.read(cursor), _DTYPE.read(cursor), _SHAPE.read(cursor)
+            specs.append(TensorSpec(name=name, dtype=dtype, shape=shape))
+    except SchemaError as error:
+        error.within(f"tensors[{len(specs)}]")
+        raise
+    except UNREADABLE as error:
+        raise SchemaError(f"no name, dtype and shape ({type(error).__name__})", f"tensors[{len(specs)}]") from error
+    check_specs(specs)
+    return tuple(specs)
+
+
+def write_specs(specs: Sequence[TensorSpec]) -> list[list[Any]]:
+    """The inverse of :func:`read_specs`, with the same checks."""
+    _check_count(len(specs))
+    rows = [[_NAME.write(spec.name), _DTYPE.write(spec.dtype), _SHAPE.write(spec.shape)] for spec in specs]
+    check_specs(specs)
+    return rows
+
+
+def check_specs(specs: Sequence[TensorSpec]) -> None:
+    """Check the tensors of a message together, before anything is allocated for them.
 
     Raises:
         SchemaError: too many tensors, a name twice, or more bytes than a tensor or a message may have.
     """
-    if len(specs) > TENSOR_FRAMES:
-        raise SchemaError(f"{len(specs)} tensors, at most {TENSOR_FRAMES} are allowed")
-    names = {spec.name for spec in specs}
-    if len(names) != len(specs):
+    _check_count(len(specs))
+    if len({spec.name for spec in specs}) != len(specs):
         raise SchemaError("two tensors have the same name")
+    total = 0
     for spec in specs:
-        if spec.size_bytes > TENSOR_BYTES:
-            raise SchemaError(f"tensor {spec.name}: {spec.size_bytes} bytes, at most {TENSOR_BYTES} are allowed")
-    total = sum(spec.size_bytes for spec in specs)
+        size = spec.size_bytes
+        if size > TENSOR_BYTES:
+            raise SchemaError(f"{size} bytes, at most {TENSOR_BYTES} are allowed", spec.name)
+        total += size
     if total > MESSAGE_BYTES:
         raise SchemaError(f"{total} bytes of tensors, at most {MESSAGE_BYTES} are allowed")
+
+
+def _check_count(count: int) -> int:
+    if count > TENSOR_FRAMES:
+        raise SchemaError(f"{count} tensors, at most {TENSOR_FRAMES} are allowed")
+    return count
