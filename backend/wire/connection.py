@@ -113,8 +113,8 @@ def write_private(path: Path, text: str, *, keep_existing: bool = False) -> None
             Path(temporary).unlink()
 
 
-def _read_private(path: Path) -> str:
-    """The text of a small private file. Checked and read through one handle, so that it cannot be changed in between."""
+def read_private(path: Path) -> str:
+    """The text of a small private file of ours. Checked and read through one handle, so that it cannot be changed in between."""
     try:
         with open(path, "rb", opener=_open_at_once) as file:
             info = os.fstat(file.fileno())
@@ -146,7 +146,7 @@ def read_connection(path: Path) -> Connection:
         ConnectionFileProblem: it is damaged, or readable by others.
     """
     try:
-        data = json.loads(_read_private(path))
+        data = json.loads(read_private(path))
         return Connection(**{name: data[name] for name in Connection.__dataclass_fields__ if name in data})
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConnectionFileProblem(
@@ -189,7 +189,7 @@ def client_id(directory: Path | None = None) -> str:
 def _known_client_id(path: Path) -> str | None:
     """None: there is no file. Empty: there is one, and it is damaged."""
     try:
-        text = _read_private(path).strip()
+        text = read_private(path).strip()
     except FileNotFoundError:
         return None
     except UnicodeDecodeError:
