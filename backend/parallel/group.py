@@ -13,7 +13,7 @@ from torch.distributed import ProcessGroup
 from ..errors import BadPlan, InternalError
 from .mesh import SequenceMesh, build_meshes
 from .plan import Plan
-from .transport import Transport, choose_transport
+from .transport import Transport, choose_transport, gather_bytes
 
 CONTROL_WORDS = 16
 """Words of the control vector."""
@@ -89,7 +89,7 @@ class WorkerGroup:
                 f"A control vector is int64[{CONTROL_WORDS}] on the CPU, not {vector.dtype}{list(vector.shape)}."
             )
         everyone = vector.new_empty(self.world_size, CONTROL_WORDS)
-        dist.all_gather_into_tensor(everyone, vector, group=self.control)
+        gather_bytes(everyone, vector.contiguous(), self.control)
         return everyone
 
     def close(self) -> None:

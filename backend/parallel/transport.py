@@ -58,6 +58,13 @@ def _as_bytes(tensor: Tensor) -> Tensor:
     return tensor.view(tensor.shape[0], math.prod(tensor.shape[1:])).view(torch.uint8)
 
 
+def gather_bytes(gathered: Tensor, own: Tensor, group: ProcessGroup) -> None:
+    """All-gather contiguous tensors of equal size into ``gathered`` ``[ranks, ...]``."""
+    # torch 2.13 gave the function this name and deprecated the old one.
+    gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
+    gather(gathered.view(-1).view(torch.uint8), own.view(-1).view(torch.uint8), group=group)
+
+
 class _Works:
     """The works of one hop; waiting for all of them ends it."""
 
@@ -98,7 +105,7 @@ class DirectTransport:
         return _Works(dist.batch_isend_irecv(hops) if hops else [])
 
     def all_gather(self, gathered: Tensor, own: Tensor, group: ProcessGroup) -> None:
-        dist.all_gather_into_tensor(gathered.view(-1).view(torch.uint8), own.view(-1).view(torch.uint8), group=group)
+        gather_bytes(gathered, own, group)
 
     def broadcast(self, tensor: Tensor, src: int, group: ProcessGroup) -> None:
         dist.broadcast(tensor.view(-1).view(torch.uint8), src=src, group=group)

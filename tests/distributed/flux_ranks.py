@@ -1,0 +1,49 @@
+"""What each rank runs for test_flux_plans: every case of the arguments, velocity by velocity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tutti.backend.models.adapter import CallSpec
+from tutti.backend.models.registry import load_model
+from tutti.backend.parallel.exchange import RawCodec
+from tutti.backend.parallel.plan import Plan
+
+from tests.support.flux_calls import FluxCall
+from tests.support.ranks import this_rank
+
+
+class _Dropped(RawCodec):
+    """The negative control: what the others sent is thrown away."""
+
+    def decode(self, payload: Tensor, landing: Tensor) -> Tensor:
+        return landing.zero_()
+
+
+def main() -> None:
+    rank = this_rank()
+    dtype = getattr(torch, rank.arguments.get("dtype", "float32"))
+    device = rank.group.device
+    model = load_model(Path(rank.arguments["checkpoint"]), dtype=dtype, device=device, progress=lambda _: None)
+    whole = RawCodec.decode
+    for case in rank.arguments["cases"]:
+        drop = case.get("dropped_by") == rank.rank
+        RawCodec.decode = _Dropped.decode if drop else whole  # type: ignore[method-assign]
+        model.bind(rank.group.mesh(Plan.parse(case["plan"])))
+        call = FluxCall.from_json(case["call"])
+        x, timestep, conditioning = call.tensors()
+        model.adapter.check(
+            CallSpec(
+                x_shape=tuple(x.shape),
+                conditioning={name: tuple(tensor.shape) for name, tensor in conditioning.items()},
+                options=call.options(),
+            )
+        )
+        rank.tensors[case["name"]] = model.adapter.velocity(x, timestep, conditioning, call.options())
+    rank.finish()
+
+
+if __name__ == "__main__":
+    main()
