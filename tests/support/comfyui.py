@@ -42,7 +42,9 @@ Prompt = dict[str, dict[str, Any]]
 def comfyui_folder(version: str) -> Path | None:
     """The installed ComfyUI of `version`, or None when it is not there."""
     folder = REPOSITORY / ".comfyui" / version
-    return folder if (folder / "ComfyUI" / "main.py").exists() and (folder / "venv" / "bin" / "python").exists() else None
+    return (
+        folder if (folder / "ComfyUI" / "main.py").exists() and (folder / "venv" / "bin" / "python").exists() else None
+    )
 
 
 @dataclass(slots=True)
@@ -120,7 +122,10 @@ class ComfyServer:
         self, prompt: Prompt, preview_method: str | None, interrupt_when: Callable[[Run], bool] | None, timeout_s: float
     ) -> Run:
         run, client_id = Run(), uuid.uuid4().hex
-        async with aiohttp.ClientSession() as session, session.ws_connect(f"{self.url}/ws?clientId={client_id}") as socket_:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(f"{self.url}/ws?clientId={client_id}") as socket_,
+        ):
             await socket_.send_json({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
             body: dict[str, Any] = {"prompt": prompt, "client_id": client_id}
             if preview_method:
@@ -198,14 +203,6 @@ def _take_binary(run: Run, data: bytes, at_s: float) -> None:
         run.previews.append(Preview(at_s, str(meta.get("node_id", "")), data[8 + size :]))
 
 
-def relative_error(ours: torch.Tensor, stock: torch.Tensor) -> float:
-    """The parity measure: max|a-b| / max|b| of one latent, in float64. Different shapes or any NaN count as infinitely wrong."""
-    if ours.shape != stock.shape or not bool(torch.isfinite(ours).all()):
-        return float("inf")
-    a, b = ours.double(), stock.double()
-    return float((a - b).abs().max() / b.abs().max())
-
-
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -221,7 +218,11 @@ def _prepare_base(base: Path, packs: Mapping[str, Path]) -> None:
 
 def _environment(extra: Mapping[str, str]) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("TUTTI_", "PYTHON", "VIRTUAL_ENV"))}
-    return kept | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"} | dict(extra)
+    return (
+        kept
+        | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        | dict(extra)
+    )
 
 
 @contextlib.contextmanager
@@ -240,7 +241,9 @@ def running(
     """
     folder = comfyui_folder(version)
     if folder is None:
-        raise RuntimeError(f"Run `python install.py comfyui --version {version}` first: ComfyUI {version} is not installed")
+        raise RuntimeError(
+            f"Run `python install.py comfyui --version {version}` first: ComfyUI {version} is not installed"
+        )
     _prepare_base(base, packs or {})
     port, log = _free_port(), base / "comfyui.log"
     command = [
@@ -248,7 +251,9 @@ def running(
         "--database-url", "sqlite:///:memory:", "--base-directory", str(base), "--port", str(port), *arguments,
     ]  # fmt: skip
     with log.open("wb") as sink:
-        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=_environment(environment or {}), cwd=base)
+        process = subprocess.Popen(
+            command, stdout=sink, stderr=subprocess.STDOUT, env=_environment(environment or {}), cwd=base
+        )
     server = ComfyServer(process, base, port, log)
     try:
         _wait_until_up(server)

@@ -72,7 +72,14 @@ class Workflow:
     def latent(self, seed: int, *, height: int = 16, width: int = 16, batch: int = 1, scale: float = 1.0) -> Link:
         """LATENT as a VAE encoder would give it; `scale` 0 makes the empty latent."""
         return self.link(
-            "TestLatent", seed=seed, batch=batch, channels=LATENT_CHANNELS, height=height, width=width, scale=scale, nonce=self.nonce
+            "TestLatent",
+            seed=seed,
+            batch=batch,
+            channels=LATENT_CHANNELS,
+            height=height,
+            width=width,
+            scale=scale,
+            nonce=self.nonce,
         )
 
     def sample(self, model: Link, **changes: Any) -> Link:
@@ -230,7 +237,9 @@ def start_end_percent(w: Workflow) -> None:
 
 def easycache(w: Workflow) -> None:
     """A threshold at which EasyCache skips some of the calls and makes the others (proven by the log line it prints)."""
-    model = w.link("EasyCache", model=w.model(), reuse_threshold=0.5, start_percent=0.1, end_percent=0.95, verbose=False)
+    model = w.link(
+        "EasyCache", model=w.model(), reuse_threshold=0.5, start_percent=0.1, end_percent=0.95, verbose=False
+    )
     w.save(w.sample(model, steps=10))
 
 
@@ -240,7 +249,11 @@ def differential_diffusion(w: Workflow) -> None:
 
 
 SAMPLE_CASES: dict[str, Build] = {
-    **{f"{name}_cfg{cfg}": ksampler(sampler_name=name, cfg=float(cfg)) for name in ("euler", "heun", "dpmpp_2m") for cfg in (1, 4)},
+    **{
+        f"{name}_cfg{cfg}": ksampler(sampler_name=name, cfg=float(cfg))
+        for name in ("euler", "heun", "dpmpp_2m")
+        for cfg in (1, 4)
+    },
     "unequal_prompts": unequal_prompts,
     "denoise_half": denoise_half,
     "odd_11x9": odd_size(11, 9),

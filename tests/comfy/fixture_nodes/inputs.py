@@ -23,7 +23,10 @@ class TestConditioning:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"seed": SEED, "tokens": SIZE, "width": SIZE, "pooled_width": SIZE}, "optional": {"nonce": NONCE}}
+        return {
+            "required": {"seed": SEED, "tokens": SIZE, "width": SIZE, "pooled_width": SIZE},
+            "optional": {"nonce": NONCE},
+        }
 
     def make(self, seed: int, tokens: int, width: int, pooled_width: int, nonce: int = 0) -> tuple[list[Any]]:
         generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,7 @@
 """placeholder"""
+
 CHANGES = {}
-class TestModelChange: 
+
+
+class TestModelChange:
     pass

@@ -1,0 +1,216 @@
+"""A stock-compatible MODEL without weights: a real ``comfy.model_base`` class whose network lives in the daemon.
+
+The class keeps ComfyUI's ``extra_conds``, latent format and model sampling; only ``diffusion_model`` is a stand-in that turns each call
+into an Evaluate. Whole loops never reach it: the SAMPLER_SAMPLE wrapper of :mod:`.trajectory` takes them before.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+import comfy.model_base
+import comfy.model_detection
+import comfy.model_management
+import comfy.model_patcher
+import comfy.patcher_extension
+import comfy.utils
+import torch
+
+from ..backend.errors import BadCheckpoint, UnsupportedInput
+from ..backend.wire.messages import ModelRef
+from . import refusals
+from .checkpoint import Checkpoint
+from .evaluate import evaluate_network
+from .families import Family, family_of
+from .session import Session
+from .tensors import compute_dtype
+from .trajectory import sampler_sample
+
+WRAPPER_KEY = "tutti"
+_QUANTISED = (".comfy_quant", "scaled_fp8", ".scale_weight", ".weight_scale", ".input_scale")
+
+
+class Remote:
+    """Where a MODEL's network lives and how it is asked. Shared by all clones of the MODEL."""
+
+    def __init__(self, session: Session, family: Family, on: ModelRef, dtype: torch.dtype) -> None:
+        self.session = session
+        self.family = family
+        self.on = on
+        self.dtype = dtype
+        """Compute dtype, as torch calls it."""
+
+
+class RemoteNetwork(torch.nn.Module):
+    """Stands where ComfyUI expects the network. Has no parameters, so that nothing is moved, counted or patched."""
+
+    def __init__(self, remote: Remote, unet_config: dict[str, Any]) -> None:
+        super().__init__()
+        self.remote = remote
+        self.dtype = remote.dtype
+        self.patch_size = unet_config.get("patch_size", 2)
+        # ComfyUI reads the number of input channels from this shape (Fill and control checkpoints have more than the latent).
+        columns = unet_config["in_channels"] * self.patch_size**2
+        self.img_in = SimpleNamespace(weight=SimpleNamespace(shape=torch.Size((unet_config["hidden_size"], columns))))
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            raise AttributeError(
+                f"Remove the node that reaches into the network (it asked for {name!r}): the network of a Tutti MODEL is in the daemon."
+            ) from None
+
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One call, through the wrappers that other nodes have put around the network, with the arguments in ComfyUI's order."""
+        names = self.remote.family.arguments
+        values = {**dict.fromkeys(names), **dict(zip(names, args, strict=False))}
+        values |= {name: kwargs.pop(name) for name in names if name in kwargs}
+        options = values["transformer_options"] = values["transformer_options"] or {}
+        wrappers = comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options)
+        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers)
+        answer: torch.Tensor = executor.execute(x, timestep, *(values[name] for name in names), **kwargs)
+        return answer
+
+    def _forward(self, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        values = dict(zip(self.remote.family.arguments, args, strict=False)) | kwargs
+        return evaluate_network(self.remote, x, timestep, values)
+
+
+class RemoteModel:
+    """Mixed into the checkpoint's own ``comfy.model_base`` class."""
+
+    def memory_required(self, *args: Any, **kwargs: Any) -> int:
+        """Nothing: the user's VAE and text encoders are not put out for us."""
+        return 0
+
+    def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """There are no weights here to save."""
+        raise refusals.no_weights_here()
+
+
+class RemotePatcher(comfy.model_patcher.ModelPatcher):  # type: ignore[misc]
+    """ComfyUI's plain ModelPatcher (never the dynamic one: there is nothing to page in) that refuses what needs weights."""
+
+    def add_patches(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """LoRA loaders and merges end here, also when none of their keys fits."""
+        raise refusals.weight_patches()
+
+    def add_object_patch(self, name: str, value: Any) -> None:
+        """Objects outside the network may be replaced; a compiled network is left out, because there is nothing here to compile."""
+        if name.split(".")[0] == "diffusion_model" and refusals.is_compiled(value):
+            self.set_attachments(refusals.SKIPPED_COMPILE, True)
+            return
+        super().add_object_patch(name, value)
+
+    def add_hook_patches(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Weight hooks (LoRA schedules)."""
+        raise refusals.weight_hooks()
+
+    def add_weight_wrapper(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Weight wrappers (bypass LoRAs)."""
+        raise refusals.weight_patches()
+
+    def get_key_patches(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Merges read the weights of their second model through this."""
+        raise refusals.no_weights_here()
+
+    def model_state_dict_for_saving(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Model saving on newer versions."""
+        raise refusals.no_weights_here()
+
+    def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Model saving."""
+        raise refusals.no_weights_here()
+
+
+def build(
+    session: Session, checkpoint: Checkpoint, *, weight_dtype: torch.dtype | None, plan: str, daemon_device: str
+) -> RemotePatcher:
+    """The MODEL of a checkpoint that the daemon described.
+
+    `weight_dtype` None takes the compute dtype that ComfyUI's own loader would take for the same file.
+
+    Raises:
+        UnsupportedFamily: we do not run this architecture.
+        BadCheckpoint: ComfyUI's detection does not know the file.
+        UnsupportedInput: the file is quantised in a way we do not read.
+    """
+    config, state_dict, parameters = _detect(checkpoint)
+    family = family_of(_model_class(config))
+    dtype = weight_dtype or _stock_dtype(config, state_dict, parameters, daemon_device)
+    config.set_inference_dtype(dtype, None)
+    on = ModelRef(model=checkpoint.model, family=family.name, dtype=compute_dtype(dtype), plan=plan)
+    model = _weightless(config, state_dict)
+    model.diffusion_model = RemoteNetwork(Remote(session, family, on, dtype), config.unet_config)
+    patcher = RemotePatcher(
+        model,
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
+    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, WRAPPER_KEY, sampler_sample)
+    return patcher
+
+
+def _detect(checkpoint: Checkpoint) -> tuple[Any, dict[str, torch.Tensor], int]:
+    """ComfyUI's own detection, on shapes alone: (model config, state dict in ComfyUI's names, number of parameters)."""
+    quantised = next((name for name in checkpoint.tensors if name.endswith(_QUANTISED)), None)
+    if quantised is not None:
+        raise UnsupportedInput(
+            f"Choose a file in bf16, fp16 or fp32: this one is quantised (it has a tensor {quantised})."
+        )
+    state_dict: dict[str, torch.Tensor] = dict(checkpoint.tensors)
+    prefix = comfy.model_detection.unet_prefix_from_state_dict(state_dict)
+    state_dict = comfy.utils.state_dict_prefix_replace(state_dict, {prefix: ""}, filter_keys=True) or state_dict
+    parameters = comfy.utils.calculate_parameters(state_dict)
+    metadata = {key: str(value) for key, value in checkpoint.metadata.items()}
+    config = comfy.model_detection.model_config_from_unet(state_dict, "", metadata=metadata)
+    if config is None:
+        converted = comfy.model_detection.convert_diffusers_mmdit(state_dict, "")
+        if converted is not None:
+            state_dict = converted
+            config = comfy.model_detection.model_config_from_unet(state_dict, "")
+    if config is None:
+        raise BadCheckpoint("Choose a diffusion model file: ComfyUI does not recognise the architecture of this one.")
+    return config, state_dict, parameters
+
+
+def _model_class(config: Any) -> type:
+    """The class that `config` would build, from a build without a network."""
+    return type(_weightless_plain(config, {}))
+
+
+def _weightless_plain(config: Any, state_dict: dict[str, torch.Tensor]) -> Any:
+    kept = config.unet_config
+    config.unet_config = {**kept, "disable_unet_model_creation": True}
+    try:
+        return config.get_model(state_dict, "")
+    finally:
+        config.unet_config = kept
+
+
+def _weightless(config: Any, state_dict: dict[str, torch.Tensor]) -> Any:
+    """ComfyUI's own model object for `config`, without a network, as a class that also knows how to be remote."""
+    model = _weightless_plain(config, state_dict)
+    real = type(model)
+    model.__class__ = type(f"Remote{real.__name__}", (RemoteModel, real), {})
+    return model
+
+
+def _stock_dtype(config: Any, state_dict: dict[str, torch.Tensor], parameters: int, daemon_device: str) -> torch.dtype:
+    """The compute dtype that ComfyUI's UNETLoader would take on this machine.
+
+    When ComfyUI itself has no GPU and the daemon has one, what ComfyUI would take on such a GPU: fp32 would be its choice only for want of one.
+    """
+    supported = list(config.supported_inference_dtypes)
+    device = comfy.model_management.get_torch_device()
+    if comfy.model_management.is_device_cpu(device) and daemon_device.startswith("cuda"):
+        first: torch.dtype = supported[0]
+        return first
+    weights = comfy.model_management.unet_dtype(
+        model_params=parameters, supported_dtypes=supported, weight_dtype=comfy.utils.weight_dtype(state_dict)
+    )
+    cast = comfy.model_management.unet_manual_cast(weights, device, supported)
+    chosen: torch.dtype = weights if cast is None else cast
+    return chosen
