@@ -48,9 +48,9 @@ def test_a_child_is_reported_and_killed(watch: LeakWatch) -> None:
 def test_an_orphan_in_a_session_of_its_own_is_reported_and_killed(watch: LeakWatch) -> None:
     before = watch.snapshot()
     script = (
-        "import subprocess, sys\n"
+        "import subprocess, sys\nnull = subprocess.DEVNULL\n"
         "command = [sys.executable, '-c', 'import time; time.sleep(60)']\n"
-        "print(subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL).pid)"
+        "print(subprocess.Popen(command, start_new_session=True, stdout=null, stderr=null).pid)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     orphan = int(done.stdout)
