@@ -41,7 +41,9 @@ def main() -> None:
                 options=call.options(),
             )
         )
-        rank.tensors[case["name"]] = model.adapter.velocity(x, timestep, conditioning, call.options())
+        on_device = {name: tensor.to(device) for name, tensor in conditioning.items()}
+        velocity = model.adapter.velocity(x.to(device), timestep.to(device), on_device, call.options())
+        rank.tensors[case["name"]] = velocity.cpu()
     rank.finish()
 
 
