@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from ..errors import DaemonUnreachable
+from ..setup.folders import data_folder, read_current
 from ..wire.connection import CONNECTION_FILE, STATE_DIR_VARIABLE, Connection, ensure_private_dir, read_connection
 
 EXECUTABLE_VARIABLE: Final = "TUTTI_EXECUTABLE"
@@ -30,25 +29,13 @@ _NOT_INHERITED: Final = frozenset(
 )  # fmt: skip
 
 
-def data_dir() -> Path:
-    """Where ``install.py backend`` keeps its environments: the platform's place for a user's application data."""
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "tutti"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "tutti"
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "tutti"
-
-
 def find_executable() -> Path | None:
     """The ``tutti`` command of the back end's environment on this machine, or None if there is none."""
     override = os.environ.get(EXECUTABLE_VARIABLE)
     if override:
         return Path(override) if Path(override).is_file() else None
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        pointer = json.loads((data_dir() / "current.json").read_text(encoding="utf-8"))
-        executable = Path(pointer["executable"])
-        return executable if executable.is_file() else None
-    return None
+    current = read_current(data_folder())
+    return Path(current.executable) if current else None
 
 
 def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:

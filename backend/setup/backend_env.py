@@ -65,9 +65,7 @@ def install_backend(pack: Path, runner: Runner, *, torch: str, comfy_python: str
     mark = fingerprint(*(lock.read_bytes() for lock in locks), choice.identity, *_source_parts(pack))
     root = data_folder()
     environment = Environment(root / "envs" / f"{version}-{choice.label}-{mark[:8]}", runner, python)
-    current = Current(
-        executable=str(environment.command("tutti")), version=version, environment=str(environment.folder)
-    )
+    current = Current(executable=str(environment.command("tutti")), version=version)
     if read_current(root) == current and environment.satisfies(COMPLETE, mark) and _torch_is_there(environment):
         runner.say(f"the back end {version} is installed already: {current.executable}")
         return current

@@ -36,15 +36,13 @@ class Current:
     """The ``tutti`` command of the environment in use."""
     version: str
     """Version of Tutti in it."""
-    environment: str
-    """The environment's folder."""
 
 
 def read_current(folder: Path) -> Current | None:
     """The environment in use, or None: nothing installed, the file damaged, or its command gone."""
     try:
         fields = json.loads((folder / POINTER).read_text(encoding="utf-8"))
-        current = Current(executable=fields["executable"], version=fields["version"], environment=fields["environment"])
+        current = Current(executable=str(fields["executable"]), version=str(fields["version"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return current if os.path.isfile(current.executable) else None
