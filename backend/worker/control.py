@@ -1,0 +1,154 @@
+"""The control vector: what all ranks tell one another before every model call, and what they all conclude from it.
+
+:func:`decide` is a pure function of everybody's rows. All ranks see the same rows, so all come to the same conclusion without a
+leader: they go on together, leave together, or find that they are not at the same place and end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from ..errors import ERRORS_BY_CODE, Draining, JobCancelled, TuttiError
+
+PROTOCOL: Final = 1
+WORDS: Final = 16
+"""Length of the vector. Words 5 to 7 belong to the codecs and are zero without them, as are the spare ones behind."""
+
+_ERROR_CODES: Final = tuple(sorted(ERRORS_BY_CODE))
+"""The same list on every rank, which all run the same release: an error travels as its place in it, counted from 1."""
+
+
+class OutOfStep(Exception):
+    """The ranks are not at the same place, or only some of them failed. The group cannot go on; the rank ends."""
+
+
+class Action(IntEnum):
+    """What a rank asks for. Where ranks ask for different things, the first of CANCEL, DRAIN, CONTINUE is done."""
+
+    CONTINUE = 0
+    CANCEL = 1
+    """The job's owner wants it to end."""
+    DRAIN = 2
+    """This rank was told to stop."""
+    YIELD = 3
+    """Reserved: leave to let another trajectory go first. No rank of this release asks for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One rank's vector."""
+
+    sequence: int
+    """Of the Prepare."""
+    call: int
+    """Model calls that this rank has entered within the trajectory."""
+    action: Action = Action.CONTINUE
+    error: str = ""
+    """Wire code of the error that this rank's call ended with."""
+
+    def words(self) -> list[int]:
+        """The row as it travels."""
+        error = _ERROR_CODES.index(self.error) + 1 if self.error else 0
+        return [PROTOCOL, self.sequence, self.call, self.action, error, *[0] * (WORDS - 5)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What all ranks do next."""
+
+    action: Action
+    error: str
+    """Wire code of the error that every rank reports, or empty."""
+
+
+def decide(rows: Sequence[Sequence[int]]) -> Decision:
+    """What the group does, from every rank's row in order of rank.
+
+    Raises:
+        OutOfStep: rows of another protocol, job or call, spare words in use, an unknown action or error, or an error that not every
+            rank reports.
+    """
+    _check_same_place(rows)
+    errors = [row[4] for row in rows]
+    if any(errors):
+        if len(set(errors)) > 1 or not 0 < errors[0] <= len(_ERROR_CODES):
+            raise OutOfStep(f"the ranks do not report the same error: {errors}")
+        return Decision(action=Action.CONTINUE, error=_ERROR_CODES[errors[0] - 1])
+    asked = {row[3] for row in rows}
+    if not asked <= {Action.CONTINUE, Action.CANCEL, Action.DRAIN}:
+        raise OutOfStep(f"a rank asks for an unknown action: {sorted(asked)}")
+    for action in (Action.CANCEL, Action.DRAIN):
+        if action in asked:
+            return Decision(action=action, error="")
+    return Decision(action=Action.CONTINUE, error="")
+
+
+def _check_same_place(rows: Sequence[Sequence[int]]) -> None:
+    for rank, row in enumerate(rows):
+        if len(row) != WORDS or row[0] != PROTOCOL:
+            raise OutOfStep(f"rank {rank} speaks control protocol {row[0] if row else None}, not {PROTOCOL}")
+        if tuple(row[1:3]) != tuple(rows[0][1:3]):
+            raise OutOfStep(
+                f"rank {rank} is at call {row[2]} of job {row[1]}, rank 0 at call {rows[0][2]} of job {rows[0][1]}"
+            )
+        if any(row[5:]):
+            raise OutOfStep(f"rank {rank} uses spare words of the control vector")
+
+
+class CallGate:
+    """The gate before every model call of one job: nobody passes before everybody stands there.
+
+    ``exchange`` is the collective; ``asks`` tells what this rank wants at this moment; ``wait_for_device`` returns when the previous
+    call has left the device, so that a rank is never more than one call ahead of what it computes and a cancel never waits for two.
+    """
+
+    def __init__(
+        self,
+        *,
+        exchange: Callable[[Tensor], Tensor],
+        asks: Callable[[], Action],
+        wait_for_device: Callable[[], None],
+        sequence: int,
+        call: int = 0,
+    ) -> None:
+        self._exchange = exchange
+        self._asks = asks
+        self._wait_for_device = wait_for_device
+        self._sequence = sequence
+        self.call = call
+        """Calls entered so far within the trajectory."""
+
+    def enter(self) -> None:
+        """Pass the gate before a model call, with all other ranks.
+
+        Raises:
+            JobCancelled, Draining: on every rank alike; the call must not be made.
+            OutOfStep: the group cannot go on.
+        """
+        self._wait_for_device()
+        decision = self._decide(Row(sequence=self._sequence, call=self.call, action=self._asks()))
+        if decision.action is Action.CANCEL:
+            raise JobCancelled("Queue it again if it was a mistake: the job was cancelled.")
+        if decision.action is Action.DRAIN:
+            raise Draining("Queue it again when the daemon is back: it was stopped while the job ran.")
+        self.call += 1
+
+    def agree_on(self, error: TuttiError) -> None:
+        """Return if every rank's call ended with an error of this kind, which leaves the group whole.
+
+        The device is waited for first: work that a peer never joined shows there, and not in the next job.
+
+        Raises:
+            OutOfStep: it happened on some ranks only, or elsewhere than on the others.
+        """
+        self._wait_for_device()
+        self._decide(Row(sequence=self._sequence, call=self.call, error=error.code))
+
+    def _decide(self, row: Row) -> Decision:
+        return decide(self._exchange(torch.tensor(row.words())).tolist())

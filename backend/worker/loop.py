@@ -1,0 +1,197 @@
+"""The rank's loop: wait on the socket, make ready, go, report. A rank that waits for work is never inside a collective."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+import torch
+
+from ..errors import Draining, JobCancelled, RemoteProtocolError, TuttiError
+from ..parallel.group import WorkerGroup
+from ..wire.codec import Received
+from ..wire.messages import Abort, Cancel, Go, Prepare, Sample
+from ..wire.tensors import WireTensor
+from .control import Action, CallGate, OutOfStep
+from .evaluate import Trajectories, keep_uploads, run_evaluate
+from .failure import as_tutti_error, ends_process_after
+from .link import BrokerLink
+from .network import GatedNetwork
+from .preparation import PreparedJob, job_of, make_ready
+from .preview import Previews
+from .report import JobReport, RankReport, StepClock
+from .residency import Loader, ResidentModels, free_memory, model_budget_bytes, used_bytes
+from .stopping import StopSignal
+from .tensors import share
+from .trajectory import run_sample
+
+AGREEMENT_S: Final = 10.0
+"""How long a rank whose call failed waits to hear that the others' calls failed too."""
+
+log = logging.getLogger(__name__)
+
+
+class RankLoop:
+    """One rank at work."""
+
+    def __init__(self, group: WorkerGroup, link: BrokerLink, load: Loader, stop: StopSignal) -> None:
+        self._group = group
+        self._link = link
+        self._stop = stop
+        self._report = RankReport(link.send)
+        budget_bytes = model_budget_bytes(group.device, group.world_size)
+        self._models = ResidentModels(load, group.device, budget_bytes)
+        self._trajectories = Trajectories()
+        self._sequence = 0
+        self._waiting: PreparedJob | None = None
+        self._cancelled = False
+
+    def run(self) -> None:
+        """Serve until told to stop.
+
+        Raises:
+            LinkLost, OutOfStep, TuttiError, RuntimeError: the group cannot go on; the process must end.
+        """
+        while not self._stop.requested:
+            with self._stop.interrupts_waiting():
+                received = self._link.receive()
+            self._handle(received)
+
+    def _handle(self, received: Received) -> None:
+        message = received.message
+        if isinstance(message, Prepare):
+            self._prepare(message, received.tensors)
+        elif isinstance(message, Go):
+            self._go(self._take_waiting(message.sequence))
+        elif isinstance(message, Abort):
+            self._waiting = None
+        elif isinstance(message, Cancel):
+            # Before Go it holds for the job that waits; after the end of its job it came too late.
+            self._cancelled = self._waiting is not None and self._waiting.job.job_id == message.job_id
+        else:
+            raise RemoteProtocolError(f"a rank is never sent {type(message).__name__}")
+
+    def _take_waiting(self, sequence: int) -> PreparedJob:
+        waiting, self._waiting = self._waiting, None
+        if waiting is None or waiting.sequence != sequence:
+            raise RemoteProtocolError(f"Go({sequence}) without a job that was prepared under this number")
+        return waiting
+
+    def _prepare(self, prepare: Prepare, frames: dict[str, WireTensor]) -> None:
+        if prepare.sequence != self._sequence + 1 or self._waiting is not None:
+            raise RemoteProtocolError(f"Prepare({prepare.sequence}) out of turn: the last one was {self._sequence}")
+        self._sequence, self._cancelled = prepare.sequence, False
+        self._trajectories.forget(prepare.forget)
+        report = self._job_report(job_of(prepare).job_id)
+        refusal: TuttiError | None = None
+        try:
+            self._waiting = make_ready(
+                prepare,
+                frames,
+                world_size=self._group.world_size,
+                models=self._models,
+                trajectories=self._trajectories,
+                progress=report.loading,
+            )
+        except Exception as error:
+            refusal = self._name(error, f"refused job {prepare.sequence}")
+        # Out of the except block, whose traceback keeps what was allocated alive.
+        if refusal is None:
+            self._report.prepared(prepare.sequence)
+        else:
+            free_memory(self._group.device)
+            self._report.refused(prepare.sequence, refusal)
+
+    def _go(self, prepared: PreparedJob) -> None:
+        """Run a job together with the other ranks, and leave it together with them."""
+        report, gate = self._job_report(prepared.job.job_id), self._gate(prepared)
+        left: TuttiError | None = None
+        failure: TuttiError | None = None
+        try:
+            self._execute(prepared, gate, report)
+        except (JobCancelled, Draining) as decided:
+            left = as_tutti_error(decided, self._group.device)
+        except OutOfStep:
+            raise
+        except Exception as error:
+            failure = self._name(error, f"job {prepared.sequence} failed")
+        if failure:
+            with ends_process_after(AGREEMENT_S, "agreeing on a failure"):
+                gate.agree_on(failure)
+            free_memory(self._group.device)
+        if ended_by := left or failure:
+            report.failed(ended_by)
+        self._wait_for_device()
+        memory_bytes = used_bytes(self._group.device)
+        self._report.done(prepared.sequence, memory_bytes=memory_bytes, resident=self._models.names)
+
+    def _name(self, error: Exception, what: str) -> TuttiError:
+        """``error`` for the broker, and a line in the log; with the traceback unless somebody raised it on purpose."""
+        named = as_tutti_error(error, self._group.device)
+        log.warning("%s (%s): %s", what, named.code, error, exc_info=None if isinstance(error, TuttiError) else error)
+        return named
+
+    @torch.no_grad()
+    def _execute(self, prepared: PreparedJob, gate: CallGate, report: JobReport) -> None:
+        tensors = share(self._group, prepared.specs, prepared.frames)
+        prepared.model.bind(self._group.mesh(prepared.plan))
+        if isinstance(prepared.job, Sample):
+            self._sample(prepared, prepared.job, tensors, gate, report)
+            return
+        trajectory = self._trajectories.open(prepared.job.job_id)
+        keep_uploads(trajectory, {spec.name: spec for spec in prepared.specs}, tensors)
+        gate.call = trajectory.calls
+        try:
+            outputs = run_evaluate(prepared.job, tensors, trajectory, GatedNetwork(prepared.model, gate))
+        finally:
+            trajectory.calls = gate.call
+        report.evaluated(prepared.job.turn, outputs)
+
+    def _sample(
+        self,
+        prepared: PreparedJob,
+        sample: Sample,
+        tensors: dict[str, torch.Tensor],
+        gate: CallGate,
+        report: JobReport,
+    ) -> None:
+        steps = tensors["sigmas"].shape[0] - 1
+        what_runs = f"{prepared.plan} on {self._group.world_size} rank{'s' if self._group.world_size > 1 else ''}"
+        previews, clock = Previews(report.preview), StepClock()
+        shows_previews = sample.previews and self._group.rank == 0
+
+        def on_step(step: int, denoised: torch.Tensor) -> None:
+            clock.mark()
+            if shows_previews:
+                previews.offer(step, denoised)
+            report.sampling(step + 1, steps, what_runs)
+
+        report.sampling(0, steps, what_runs)
+        network = GatedNetwork(prepared.model, gate, when_launched=previews.flush)
+        outcome = run_sample(sample, tensors, network, on_step)
+        report.result(outcome, step_ms=clock.median_ms(), plan=str(prepared.plan))
+
+    def _gate(self, prepared: PreparedJob) -> CallGate:
+        return CallGate(
+            exchange=self._group.exchange_control,
+            asks=lambda: self._asks(prepared.job.job_id),
+            wait_for_device=self._wait_for_device,
+            sequence=prepared.sequence,
+        )
+
+    def _asks(self, job_id: str) -> Action:
+        """What this rank wants before the next call. Only rank 0 is sent Cancel; nobody else is sent anything now."""
+        while (received := self._link.receive_now()) is not None:
+            if not isinstance(received.message, Cancel):
+                raise RemoteProtocolError(f"{type(received.message).__name__} came while a job runs")
+            self._cancelled = self._cancelled or received.message.job_id == job_id
+        if self._cancelled:
+            return Action.CANCEL
+        return Action.DRAIN if self._stop.requested else Action.CONTINUE
+
+    def _wait_for_device(self) -> None:
+        if self._group.device.type == "cuda":
+            torch.cuda.current_stream(self._group.device).synchronize()
+
+    def _job_report(self, job_id: str) -> JobReport:
+        return JobReport(self._link.send, job_id, speaks=self._group.rank == 0)

@@ -1,0 +1,49 @@
+"""One model call: through the gate, cast as ComfyUI casts, into the family's adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from ..models.registry import ResidentModel
+from ..sampling.guidance import Conditioning, Options, repeat_to_batch
+from .control import CallGate
+
+CONCAT = "concat"
+"""Conditioning of this name joins x along the channels, before the network."""
+
+
+class GatedNetwork:
+    """The model behind the control exchange. Every model call of a job is one call of this object, on all ranks in the same order."""
+
+    def __init__(self, model: ResidentModel, gate: CallGate, when_launched: Callable[[], None] = lambda: None) -> None:
+        self._model = model
+        self._gate = gate
+        self._when_launched = when_launched
+
+    def prepare(self, conditioning: Conditioning, batch: int) -> dict[str, Tensor]:
+        """Conditioning as the network takes it: in the compute dtype (integers stay), repeated to the batch. Once per trajectory."""
+        dtype = self._model.dtype
+        cast = {name: t.to(dtype) if t.is_floating_point() else t for name, t in conditioning.items()}
+        return {name: repeat_to_batch(tensor, batch) for name, tensor in cast.items()}
+
+    def __call__(self, x: Tensor, timestep: Tensor, conditioning: Conditioning, options: Options) -> Tensor:
+        """The velocity at ``x`` ``[batch, channels, height, width]`` as float32, for ``timestep`` float32 ``[batch]``.
+
+        ``conditioning`` comes from :meth:`prepare`; ``x`` and concatenated channels are cast to the compute dtype, the timestep is
+        not, as in ComfyUI's ``BaseModel._apply_model``.
+
+        Raises:
+            JobCancelled, Draining: on every rank alike, instead of the call.
+        """
+        inputs: Mapping[str, Tensor] = conditioning
+        x = x.to(self._model.dtype)
+        if CONCAT in conditioning:
+            x = torch.cat((x, conditioning[CONCAT]), dim=1)
+            inputs = {name: tensor for name, tensor in conditioning.items() if name != CONCAT}
+        self._gate.enter()
+        velocity = self._model.adapter.velocity(x, timestep, inputs, options)
+        self._when_launched()
+        return velocity.float()

@@ -1,0 +1,83 @@
+"""The first phase of dispatch: check a job and make its model ready. Every rank does it alone and comes to the same answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ..errors import BadRequest, RemoteProtocolError, WrongFamily
+from ..models.registry import ResidentModel
+from ..parallel.plan import Plan, choose_plan
+from ..wire.messages import Evaluate, ModelRef, Prepare, Sample
+from ..wire.tensors import TensorSpec, WireTensor
+from .evaluate import Trajectories
+from .inputs import evaluate_calls, sample_calls
+from .residency import ModelKey, ResidentModels
+from .tensors import DTYPES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedJob:
+    """A job that waits for Go."""
+
+    sequence: int
+    job: Sample | Evaluate
+    specs: tuple[TensorSpec, ...]
+    frames: Mapping[str, WireTensor]
+    """The tensors' bytes: on rank 0 only."""
+    model: ResidentModel
+    plan: Plan
+
+
+def job_of(prepare: Prepare) -> Sample | Evaluate:
+    """What is to be done.
+
+    Raises:
+        RemoteProtocolError: not exactly one of ``sample`` and ``evaluate`` is set.
+    """
+    job = prepare.sample or prepare.evaluate
+    if job is None or (prepare.sample and prepare.evaluate):
+        raise RemoteProtocolError("a Prepare carries exactly one of sample and evaluate")
+    return job
+
+
+def make_ready(
+    prepare: Prepare,
+    frames: Mapping[str, WireTensor],
+    *,
+    world_size: int,
+    models: ResidentModels,
+    trajectories: Trajectories,
+    progress: Callable[[float], None],
+) -> PreparedJob:
+    """Check a job against its model, which is loaded first if it is not resident. No collective.
+
+    Raises:
+        TuttiError: why the job is refused; every rank refuses it alike, except for memory that only one of them lacks.
+    """
+    job = job_of(prepare)
+    specs = {spec.name: spec for spec in prepare.specs}
+    if len(specs) != len(prepare.specs):
+        raise BadRequest("Name every tensor once: a name appears twice.")
+    calls = (
+        sample_calls(job, specs)
+        if isinstance(job, Sample)
+        else evaluate_calls(job, specs, trajectories.uploads_with(job.job_id, specs))
+    )
+    key = ModelKey(path=prepare.path, fingerprint=prepare.fingerprint, dtype=DTYPES[job.on.dtype])
+    model = models.get(key, job.on.model, progress)
+    if model.family != job.on.family:
+        raise WrongFamily(
+            f"Load {job.on.model} anew: it is a checkpoint of {model.family} here, not of {job.on.family}. "
+            "The file may differ between this machine and the daemon's."
+        )
+    plan = choose_plan(requested_plan(job.on, prepare.plan), world_size, model.num_heads)
+    for call in calls:
+        model.adapter.check(call)
+    return PreparedJob(sequence=prepare.sequence, job=job, specs=prepare.specs, frames=frames, model=model, plan=plan)
+
+
+def requested_plan(on: ModelRef, default: str) -> Plan | None:
+    """The job's own plan, else the daemon's; None leaves it to the model (``auto``)."""
+    text = on.plan or default
+    return None if text in ("", "auto") else Plan.parse(text)

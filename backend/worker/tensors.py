@@ -1,0 +1,95 @@
+"""Wire tensors and torch tensors over the same memory, and a job's tensors shared by the group with a single broadcast."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import RemoteProtocolError
+from ..wire.tensors import TensorSpec, WireDtype, WireTensor
+
+DTYPES: dict[WireDtype, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Name on the wire -> torch dtype."""
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+ALIGNMENT_BYTES = 64
+"""Where a tensor may begin within the packed buffer: a cache line, and a multiple of every element size."""
+
+
+def to_wire(tensor: Tensor) -> WireTensor:
+    """``tensor`` as a wire tensor. A contiguous tensor on the CPU keeps its memory; any other is copied there first."""
+    dense = tensor.detach().cpu().contiguous()
+    # Bytes, because numpy (whose buffer this is) knows neither bfloat16 nor float8.
+    data = dense.reshape(-1).view(torch.uint8).numpy().data
+    return WireTensor(dtype=_NAMES[dense.dtype], shape=tuple(dense.shape), data=data)
+
+
+def to_torch(tensor: WireTensor) -> Tensor:
+    """A wire tensor as a torch tensor on the CPU over the frame's own memory."""
+    if 0 in tensor.shape:
+        return torch.empty(tensor.shape, dtype=DTYPES[tensor.dtype])
+    return torch.frombuffer(tensor.data, dtype=DTYPES[tensor.dtype]).reshape(tensor.shape)
+
+
+class Group(Protocol):
+    """What sharing needs of the worker group."""
+
+    rank: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank computes."""
+
+    def broadcast(self, tensor: Tensor, src: int = 0) -> None:
+        """Overwrite ``tensor`` with that of rank ``src``."""
+
+
+def share(group: Group, specs: Sequence[TensorSpec], frames: Mapping[str, WireTensor]) -> dict[str, Tensor]:
+    """A job's tensors on every rank's device. Collective: one broadcast of one buffer, because each broadcast costs a round trip.
+
+    ``specs`` is the same on every rank; ``frames`` holds the bytes on rank 0 and nothing elsewhere.
+
+    Raises:
+        RemoteProtocolError: rank 0 was sent other frames than were announced to the group.
+    """
+    if group.rank == 0 and [tensor.spec(name) for name, tensor in frames.items()] != list(specs):
+        raise RemoteProtocolError("the frames that came with Prepare are not the ones it announces")
+    offsets, size_bytes = _layout(specs)
+    if not size_bytes:
+        return {spec.name: torch.empty(spec.shape, dtype=DTYPES[spec.dtype], device=group.device) for spec in specs}
+    packed = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=group.device.type == "cuda" and group.rank == 0)
+    for spec, offset in zip(specs, offsets, strict=True):
+        if spec.name in frames and spec.size_bytes:
+            packed[offset : offset + spec.size_bytes] = torch.frombuffer(frames[spec.name].data, dtype=torch.uint8)
+    packed = packed.to(group.device)
+    group.broadcast(packed)
+    return {
+        spec.name: packed[offset : offset + spec.size_bytes].view(DTYPES[spec.dtype]).view(spec.shape)
+        for spec, offset in zip(specs, offsets, strict=True)
+    }
+
+
+def _layout(specs: Sequence[TensorSpec]) -> tuple[list[int], int]:
+    """Where each tensor begins in the packed buffer, and the buffer's size."""
+    offsets, end = [], 0
+    for spec in specs:
+        offsets.append(end)
+        end += -(-spec.size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+    return offsets, end

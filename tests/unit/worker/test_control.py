@@ -1,0 +1,152 @@
+"""The control vector: one pure function of everybody's rows, and a gate that nobody passes alone."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from tutti.backend.errors import BadRequest, Draining, InternalError, JobCancelled, OutOfMemory
+from tutti.backend.worker.control import PROTOCOL, WORDS, Action, CallGate, OutOfStep, Row, decide
+
+
+def rows(*given: Row) -> list[list[int]]:
+    return [row.words() for row in given]
+
+
+def row(action: Action = Action.CONTINUE, error: str = "", *, sequence: int = 7, call: int = 3) -> Row:
+    return Row(sequence=sequence, call=call, action=action, error=error)
+
+
+def test_a_row_is_sixteen_words_as_the_protocol_page_lists_them() -> None:
+    words = row(Action.CANCEL, "out_of_memory").words()
+    assert len(words) == WORDS == 16
+    assert words[:4] == [PROTOCOL, 7, 3, 1]
+    assert words[4] > 0
+    assert words[5:] == [0] * 11
+    assert row().words()[4] == 0
+
+
+def test_ranks_that_ask_for_nothing_go_on() -> None:
+    decision = decide(rows(row(), row(), row()))
+    assert (decision.action, decision.error) == (Action.CONTINUE, "")
+
+
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("action", [Action.CANCEL, Action.DRAIN])
+def test_one_rank_that_asks_to_leave_is_enough(action: Action, place: int) -> None:
+    asked = [row(), row(), row()]
+    asked[place] = row(action)
+    assert decide(rows(*asked)).action is action
+
+
+def test_a_cancel_goes_before_a_drain_whoever_asks() -> None:
+    for order in itertools.permutations([Action.CANCEL, Action.DRAIN, Action.CONTINUE]):
+        assert decide(rows(*map(row, order))).action is Action.CANCEL
+
+
+def test_an_error_of_every_rank_is_agreed_on_and_goes_before_any_action() -> None:
+    decision = decide(rows(row(Action.CANCEL, "out_of_memory"), row(error="out_of_memory")))
+    assert decision.error == "out_of_memory"
+
+
+@pytest.mark.parametrize(
+    ("other", "complaint"),
+    [
+        (row(error="out_of_memory"), "same error"),
+        (row(call=4), "rank 1 is at call 4 of job 7, rank 0 at call 3"),
+        (row(sequence=8), "of job 8"),
+        (row(Action.YIELD), "unknown action"),
+    ],
+    ids=["an error of one rank", "another call", "another job", "a reserved action"],
+)
+def test_ranks_that_are_not_at_the_same_place_end_the_group(other: Row, complaint: str) -> None:
+    with pytest.raises(OutOfStep, match=complaint):
+        decide(rows(row(), other))
+
+
+def test_different_errors_end_the_group() -> None:
+    with pytest.raises(OutOfStep, match="same error"):
+        decide(rows(row(error="internal"), row(error="out_of_memory")))
+
+
+@pytest.mark.parametrize(("word", "value"), [(0, PROTOCOL + 1), (4, 10_000), (4, -1), (3, 9), (5, 1), (15, 1)])
+def test_words_that_no_rank_of_this_release_writes_end_the_group(word: int, value: int) -> None:
+    strange = rows(row(), row())
+    for words in strange:
+        words[word] = value
+    with pytest.raises(OutOfStep):
+        decide(strange)
+
+
+@given(st.lists(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=16, max_size=16), min_size=1, max_size=4))
+def test_any_rows_give_a_decision_or_end_the_group(words: list[list[int]]) -> None:
+    try:
+        decide(words)
+    except OutOfStep:
+        return
+
+
+class Peers:
+    """The other rank, played: its rows are given, its exchange is immediate."""
+
+    def __init__(self, *theirs: Row) -> None:
+        self.theirs = list(theirs)
+        self.mine: list[list[int]] = []
+
+    def exchange(self, vector: Tensor) -> Tensor:
+        self.mine.append(vector.tolist())
+        return torch.stack([vector, torch.tensor(self.theirs.pop(0).words())])
+
+
+def gate(peers: Peers, asks: Callable[[], Action] = lambda: Action.CONTINUE, log: list[str] | None = None) -> CallGate:
+    waits: Callable[[], None] = lambda: log.append("device") if log is not None else None  # noqa: E731
+    return CallGate(exchange=peers.exchange, asks=asks, wait_for_device=waits, sequence=7, call=0)
+
+
+def test_every_pass_counts_one_call() -> None:
+    peers = Peers(row(call=0), row(call=1))
+    passed = gate(peers)
+    passed.enter()
+    passed.enter()
+    assert passed.call == 2
+    assert [words[2] for words in peers.mine] == [0, 1]
+
+
+@pytest.mark.parametrize(("action", "error"), [(Action.CANCEL, JobCancelled), (Action.DRAIN, Draining)])
+def test_a_rank_that_hears_of_a_cancel_from_another_one_leaves_before_the_call(
+    action: Action, error: type[Exception]
+) -> None:
+    closed = gate(Peers(row(action, call=0)))
+    with pytest.raises(error):
+        closed.enter()
+    assert closed.call == 0
+
+
+def test_what_this_rank_asks_is_asked_anew_before_every_call() -> None:
+    answers = iter([Action.CONTINUE, Action.CANCEL])
+    asking = gate(Peers(row(call=0), row(call=1)), asks=lambda: next(answers))
+    asking.enter()
+    with pytest.raises(JobCancelled):
+        asking.enter()
+
+
+def test_a_failure_of_all_ranks_is_agreed_on_after_the_device_has_finished() -> None:
+    order: list[str] = []
+    gate(Peers(row(error="out_of_memory", call=0)), log=order).agree_on(OutOfMemory("x"))
+    assert order == ["device"]
+
+
+@pytest.mark.parametrize("theirs", [row(call=0), row(call=1), row(call=0, error="internal")])
+def test_a_failure_of_this_rank_alone_ends_the_group(theirs: Row) -> None:
+    with pytest.raises(OutOfStep):
+        gate(Peers(theirs)).agree_on(OutOfMemory("x"))
+
+
+def test_every_error_of_ours_has_a_word() -> None:
+    for error in (BadRequest, InternalError, OutOfMemory):
+        assert decide(rows(row(error=error.code))).error == error.code

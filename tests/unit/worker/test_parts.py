@@ -1,0 +1,199 @@
+"""The small parts of a rank: settings, previews, reports, stopping, failures, and the null model's lock."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from tutti.backend.errors import BadRequest, LocalProtocolError
+from tutti.backend.models.registry import load_model
+from tutti.backend.wire.codec import encode
+from tutti.backend.wire.messages import Failed, Message, Progress
+from tutti.backend.worker import null_model
+from tutti.backend.worker.failure import EXIT_GROUP_BROKEN, as_tutti_error
+from tutti.backend.worker.preview import Previews
+from tutti.backend.worker.report import JobReport, StepClock
+from tutti.backend.worker.settings import RankSettings
+from tutti.backend.worker.stopping import Stopped, StopSignal
+
+from tests.support.checkpoints import write_tiny_flux
+
+CPU = torch.device("cpu")
+ENVIRONMENT = {
+    "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "TUTTI_TOKEN": "f" * 64, "TUTTI_INCARNATION": "0" * 32, "TUTTI_GROUP_ID": "0",
+    "TUTTI_RANK_ENDPOINT": "ipc://r", "TUTTI_LIVENESS": "pipe", "TUTTI_INIT_METHOD": "file:///store", "TUTTI_DEVICE": "cpu", "TUTTI_TRANSPORT": "",
+}  # fmt: skip
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_a_rank_reads_its_environment_and_takes_the_token_out_of_it() -> None:
+    environment = dict(ENVIRONMENT)
+    settings = RankSettings.take(environment)
+    assert (settings.rank, settings.world_size, settings.transport) == (1, 2, None)
+    assert settings.token == "f" * 64
+    assert "TUTTI_TOKEN" not in environment
+    assert "f" * 64 not in repr(settings)
+
+
+@pytest.mark.parametrize("name", sorted(set(ENVIRONMENT) - {"TUTTI_TRANSPORT"}))
+def test_a_missing_variable_is_named(name: str) -> None:
+    with pytest.raises(LocalProtocolError, match=name):
+        RankSettings.take({key: value for key, value in ENVIRONMENT.items() if key != name})
+
+
+@pytest.mark.parametrize("change", [{"RANK": "2"}, {"RANK": "-1"}, {"RANK": "one"}, {"TUTTI_DEVICE": "tpu"}])
+def test_a_variable_that_makes_no_sense_is_refused(change: dict[str, str]) -> None:
+    with pytest.raises(LocalProtocolError):
+        RankSettings.take(ENVIRONMENT | change)
+
+
+def test_previews_are_bfloat16_and_at_most_eight_a_second() -> None:
+    clock, sent = Clock(), list[tuple[int, Tensor]]()
+    previews = Previews(lambda step, x0: sent.append((step, x0)), clock)
+    for step in range(1000):  # ten seconds of steps
+        previews.offer(step, torch.full((1, 4, 2, 2), float(step)))
+        previews.flush()
+        clock.now_s += 0.01
+    assert sent[0][0] == 0
+    assert 70 <= len(sent) <= 80
+    assert all(
+        x0.dtype == torch.bfloat16 and float(x0[0, 0, 0, 0]) == pytest.approx(step, rel=0.01) for step, x0 in sent
+    )
+
+
+def test_slow_steps_are_all_shown() -> None:
+    clock, sent = Clock(), list[int]()
+    previews = Previews(lambda step, x0: sent.append(step), clock)
+    for step in range(5):
+        previews.offer(step, torch.zeros(1))
+        clock.now_s += 0.2
+    assert sent == [0, 1, 2, 3, 4]
+
+
+def test_loading_is_told_at_most_ten_times_a_second() -> None:
+    clock, sent = Clock(), list[Message]()
+    report = JobReport(lambda message, tensors: sent.append(message), "0" * 32, speaks=True, clock=clock)
+    for per_cent in range(101):
+        report.loading(per_cent / 100)
+        clock.now_s += 0.01
+    assert 10 <= len(sent) <= 12
+    assert all(isinstance(message, Progress) and message.phase == "loading" for message in sent)
+
+
+def test_only_rank_0_speaks_for_a_job_and_long_texts_are_cut() -> None:
+    sent: list[Message] = []
+    for speaks in (False, True):
+        report = JobReport(lambda message, tensors: sent.append(message), "0" * 32, speaks=speaks)
+        report.sampling(1, 2, "")
+        report.failed(BadRequest("x" * 10_000))
+    assert [type(message) for message in sent] == [Progress, Failed]
+    encode(sent[1])
+
+
+@pytest.mark.parametrize(("marks_s", "expected_ms"), [([2.0], 5000), ([1.0, 3.0, 3.5, 7.0], 2000)])
+def test_the_step_time_is_the_median_between_steps(marks_s: list[float], expected_ms: float) -> None:
+    clock = Clock()
+    steps = StepClock(clock)
+    for mark_s in marks_s:
+        clock.now_s = 100 + mark_s
+        steps.mark()
+    clock.now_s = 105.0
+    assert steps.median_ms() == pytest.approx(expected_ms)
+
+
+def test_a_signal_ends_waiting_at_once_and_work_at_the_next_call() -> None:
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        stop = StopSignal()
+        stop.install()
+        os.kill(os.getpid(), signal.SIGTERM)  # at work: only remembered
+        assert stop.requested
+        with pytest.raises(Stopped), stop.interrupts_waiting():
+            raise AssertionError("waited although it was told to stop")
+        stop.requested = False
+        with pytest.raises(Stopped), stop.interrupts_waiting():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (BadRequest("Do this."), "bad_request"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
+        (MemoryError(), "out_of_memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "out_of_memory"),
+        (RuntimeError("/secret/path is wrong"), "internal"),
+    ],
+)
+def test_errors_get_a_code_and_keep_neither_paths_nor_tensors(error: Exception, code: str) -> None:
+    try:
+        raise error
+    except Exception as caught:
+        named = as_tutti_error(caught, CPU)
+    assert named.code == code
+    assert "/secret" not in named.message
+    assert named.__traceback__ is None
+    assert named.__cause__ is None
+
+
+def _python(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", program]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **environment}
+    )
+
+
+def test_a_collective_that_nobody_joins_ends_the_process_with_a_line_that_says_so() -> None:
+    done = _python(
+        "import logging, time; logging.basicConfig()\n"
+        "from tutti.backend.worker.failure import ends_process_after\n"
+        "with ends_process_after(5, 'nothing'): pass\n"
+        "with ends_process_after(0.1, 'agreeing'): time.sleep(30)\n"
+    )
+    assert done.returncode == EXIT_GROUP_BROKEN
+    assert "this rank ends: agreeing took longer than 0.1 s" in done.stderr
+
+
+def test_the_null_model_is_there_only_for_a_daemon_that_was_started_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    path = tmp_path / null_model.FILE_NAME
+    write_tiny_flux(path)
+    arguments: dict[str, Any] = {"dtype": torch.float32, "device": CPU, "progress": lambda fraction: None}
+    monkeypatch.delenv(null_model.VARIABLE, raising=False)
+    assert null_model.loader_of_this_process() is load_model
+    monkeypatch.setenv(null_model.VARIABLE, "0")
+    assert null_model.loader_of_this_process()(path, **arguments).family == "flux"
+    monkeypatch.setenv(null_model.VARIABLE, "1")
+    load = null_model.loader_of_this_process()
+    assert load(path, **arguments).family == null_model.FAMILY
+    assert load(path.rename(tmp_path / "other.safetensors"), **arguments).family == "flux"
+
+
+def test_the_null_model_answers_zeros_in_float32() -> None:
+    velocity = null_model.NullAdapter().velocity(torch.ones(1, 2, 3, 4, dtype=torch.bfloat16), torch.ones(1), {}, {})
+    assert velocity.dtype == torch.float32
+    assert not velocity.any()
