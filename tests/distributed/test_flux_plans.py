@@ -23,7 +23,7 @@ CALLS = {
     "5 and 1 tokens": FluxCall(height=2, width=10, tokens=1),
     "one token each": FluxCall(height=2, width=2, tokens=1),
     "batch 3": FluxCall(height=10, width=14, tokens=7, batch=3),
-    "no pooled vector, no guidance": FluxCall(height=8, width=8, tokens=5, pooled_dim=0, guidance=False),
+    "no pooled vector, no guidance": FluxCall(height=8, width=8, tokens=5, pooled_dim=0, guidance=None),
 }
 ALL = tuple(CALLS)
 FEW = ("63 and 15 tokens", "one token each", "batch 3")

@@ -21,7 +21,8 @@ class FluxCall:
     context_dim: int = 64
     pooled_dim: int = 32
     """0: no pooled vector."""
-    guidance: bool = True
+    guidance: float | None = 3.5
+    """Of the first row; the second has half of it, the third a third."""
     references: tuple[tuple[int, int], ...] = ()
     method: str | None = None
     seed: int = 1
@@ -46,8 +47,8 @@ class FluxCall:
         conditioning = {"context": draw(self.batch, self.tokens, self.context_dim)}
         if self.pooled_dim:
             conditioning["pooled"] = draw(self.batch, self.pooled_dim)
-        if self.guidance:
-            conditioning["guidance"] = torch.linspace(3.5, 2.0, self.batch)
+        if self.guidance is not None:
+            conditioning["guidance"] = self.guidance / torch.arange(1, self.batch + 1)
         for number, (height, width) in enumerate(self.references):
             conditioning[f"ref_latents.{number}"] = draw(1, self.channels, height, width)
         return x, timestep, conditioning
