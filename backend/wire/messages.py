@@ -140,7 +140,7 @@ class Status:
     transport: str = field(metadata=_NAME)
     device: str = field(metadata=_NAME)
     ranks: tuple[RankStatus, ...]
-    resident: tuple[str, ...] = field(metadata=bounded(length=64))
+    resident: tuple[str, ...] = field(metadata=bounded(length=NAME_LENGTH))
     """Names of the models in memory."""
     jobs: tuple[JobStatus, ...] = field(metadata=bounded(length=64))
     """Running job first, then the queue in order; at most 64."""
@@ -401,7 +401,7 @@ class Done:
 
     sequence: int = field(metadata=_POSITIVE)
     memory_bytes: int = field(metadata=_COUNT)
-    resident: tuple[str, ...] = field(metadata=bounded(length=64))
+    resident: tuple[str, ...] = field(metadata=bounded(length=NAME_LENGTH))
 
 
 MESSAGES: dict[str, type[Any]] = {
