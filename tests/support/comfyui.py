@@ -27,6 +27,8 @@ import aiohttp
 import torch
 from safetensors.torch import load_file
 
+from .leaks import MARK
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMFYUI_VERSIONS = ("0.30.0", "0.16.3")
 """The versions that the pack is tested with, the main one first."""
@@ -209,20 +211,27 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _prepare_base(base: Path, packs: Mapping[str, Path]) -> None:
-    for name in ("custom_nodes", "input", "output", "temp", "user", "models/diffusion_models"):
+def _prepare_base(base: Path, packs: Mapping[str, Path], models: Path | None) -> None:
+    if models is not None:
+        base.mkdir(parents=True, exist_ok=True)
+        (base / "models").symlink_to(models, target_is_directory=True)
+    for name in ("custom_nodes", "input", "output", "temp", "tmp", "user", "models/diffusion_models"):
         (base / name).mkdir(parents=True, exist_ok=True)
     for name, source in packs.items():
         (base / "custom_nodes" / name).symlink_to(source, target_is_directory=True)
 
 
-def _environment(extra: Mapping[str, str]) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("TUTTI_", "PYTHON", "VIRTUAL_ENV"))}
-    return (
-        kept
-        | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-        | dict(extra)
-    )
+def _environment(base: Path, extra: Mapping[str, str]) -> dict[str, str]:
+    """The test's own environment without what belongs to its Python or to a daemon, and with a temporary folder that goes with the base."""
+    kept = {k: v for k, v in os.environ.items() if k == MARK or not k.startswith(("TUTTI_", "PYTHON", "VIRTUAL_ENV"))}
+    ours = {
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONUNBUFFERED": "1",
+        "TMPDIR": str(base / "tmp"),
+    }
+    return kept | ours | dict(extra)
 
 
 @contextlib.contextmanager
@@ -231,12 +240,13 @@ def running(
     base: Path,
     *,
     packs: Mapping[str, Path] | None = None,
+    models: Path | None = None,
     arguments: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[ComfyServer]:
     """Start ComfyUI `version` with base directory `base`, yield it when it answers, and stop it at the end.
 
-    `packs` maps folder names under ``custom_nodes`` to the folders they link to. Raises ``RuntimeError`` with the end of the log when the server
+    `packs` maps folder names under ``custom_nodes`` to the folders they link to; `models` is the folder that its models folder links to. Raises ``RuntimeError`` with the end of the log when the server
     does not come up within the deadline.
     """
     folder = comfyui_folder(version)
@@ -244,7 +254,7 @@ def running(
         raise RuntimeError(
             f"Run `python install.py comfyui --version {version}` first: ComfyUI {version} is not installed"
         )
-    _prepare_base(base, packs or {})
+    _prepare_base(base, packs or {}, models)
     port, log = _free_port(), base / "comfyui.log"
     command = [
         str(folder / "venv" / "bin" / "python"), str(folder / "ComfyUI" / "main.py"), "--cpu", "--disable-api-nodes",
@@ -252,7 +262,7 @@ def running(
     ]  # fmt: skip
     with log.open("wb") as sink:
         process = subprocess.Popen(
-            command, stdout=sink, stderr=subprocess.STDOUT, env=_environment(environment or {}), cwd=base
+            command, stdout=sink, stderr=subprocess.STDOUT, env=_environment(base, environment or {}), cwd=base
         )
     server = ComfyServer(process, base, port, log)
     try:

@@ -4,13 +4,17 @@ Both sides of a parity comparison load this same pack. It is never installed wit
 one file loads on every version under test.
 """
 
+from .conditioning_changes import TestConditioningChange
 from .inputs import TestConditioning, TestLatent
-from .model_changes import CHANGES, TestModelChange
+from .model_changes import TestModelChange
+from .sampling_changes import TestSampler
 
 NODE_CLASS_MAPPINGS = {
     "TestConditioning": TestConditioning,
     "TestLatent": TestLatent,
+    "TestConditioningChange": TestConditioningChange,
     "TestModelChange": TestModelChange,
+    "TestSampler": TestSampler,
 }
 
-__all__ = ["CHANGES", "NODE_CLASS_MAPPINGS"]
+__all__ = ["NODE_CLASS_MAPPINGS"]

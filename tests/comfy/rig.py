@@ -1,0 +1,61 @@
+"""What the tests of this folder share: prompts over our loader, the stock reference, the packs that a ComfyUI loads."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support import comfyui, workflows
+from tests.support.comfyui import ComfyServer, Prompt, Run
+
+TEXT_WIDTH, POOLED_WIDTH = 64, 32
+CHECKPOINT = "flux-tiny.safetensors"
+MAIN_VERSION, SECOND_VERSION = comfyui.COMFYUI_VERSIONS
+FIXTURE_NODES = Path(__file__).with_name("fixture_nodes")
+PACKS = {"My pack v1.0": comfyui.REPOSITORY, "fixture_nodes": FIXTURE_NODES}
+"""The pack itself, in a folder whose name has a space and a dot, and the test nodes."""
+WHOLE, STEPWISE = "whole loop in the daemon", "step by step, because"
+"""How the node says which way a run went."""
+
+_nonces = itertools.count(1)
+
+
+def needs(version: str) -> None:
+    """Skip, with the command that helps, when ComfyUI `version` is not installed."""
+    if comfyui.comfyui_folder(version) is None:
+        pytest.skip(f"needs ComfyUI {version}: python3 install.py comfyui --version {version}")
+
+
+def prompt(build: workflows.Build, loader: workflows.Loader | None = None) -> Prompt:
+    """The prompt of a workflow over our loader (or another one), never seen before by ComfyUI's cache."""
+    chosen = loader or workflows.tutti_loader(CHECKPOINT)
+    return workflows.build(build, chosen, text_width=TEXT_WIDTH, pooled_width=POOLED_WIDTH, nonce=next(_nonces))
+
+
+def succeed(server: ComfyServer, wanted: Prompt, **options: Any) -> Run:
+    """Run a prompt that must succeed."""
+    run = server.run(wanted, **options)
+    assert run.status == "success", f"{run.status}: {run.error}"
+    return run
+
+
+class Stock:
+    """Stock ComfyUI in its own process. It never sees the pack; what it computed once is kept."""
+
+    def __init__(self, server: ComfyServer) -> None:
+        self.server = server
+        self._kept: dict[str, list[torch.Tensor]] = {}
+
+    def latents(self, build: workflows.Build, checkpoint: str = CHECKPOINT) -> list[torch.Tensor]:
+        """What ComfyUI's own loader and weights give."""
+        loader = workflows.stock_loader(checkpoint)
+        wanted = workflows.build(build, loader, text_width=TEXT_WIDTH, pooled_width=POOLED_WIDTH)
+        key = json.dumps(wanted)
+        if key not in self._kept:
+            self._kept[key] = self.server.latents(succeed(self.server, wanted))
+        return self._kept[key]

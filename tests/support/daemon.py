@@ -1,0 +1,113 @@
+"""A real daemon for tests: ``tutti serve`` with CPU ranks in a state directory of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from tutti.backend.client import Client
+from tutti.backend.errors import TuttiError
+from tutti.backend.wire.connection import find_connection
+from tutti.backend.wire.messages import Status
+
+READY_S = 120.0
+STOP_S = 20.0
+TUTTI = Path(sys.executable).with_name("tutti")
+CLIENT_ID = "7e57" * 8
+
+
+class Daemon:
+    """One running ``tutti serve``."""
+
+    def __init__(self, process: subprocess.Popen[bytes], state_dir: Path) -> None:
+        self.process = process
+        self.state_dir = state_dir
+
+    @contextlib.contextmanager
+    def client(self) -> Iterator[Client]:
+        """A connected client of its own, not the one of any ComfyUI."""
+        with Client(find_connection(self.state_dir), client_id=CLIENT_ID, software="tests") as client:
+            client.connect(timeout_s=10.0)
+            yield client
+
+    def status(self) -> Status:
+        """What the daemon says about itself."""
+        with self.client() as client:
+            return client.status()
+
+    def log_text(self) -> str:
+        """Everything the daemon and its ranks have logged."""
+        files = sorted(path for path in (self.state_dir / "logs").rglob("*") if path.is_file())
+        return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')}" for path in files)
+
+    def wait_until_ready(self, timeout_s: float = READY_S) -> None:
+        """Wait for a worker group that takes work."""
+        deadline, last = time.monotonic() + timeout_s, "no connection file yet"
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the daemon ended with {self.process.returncode}\n{self.log_text()[-4000:]}")
+            try:
+                status = self.status()
+                if status.state == "ready":
+                    return
+                last = f"{status.state} {status.reason}"
+            except (FileNotFoundError, TuttiError) as error:
+                last = str(error)
+            time.sleep(0.1)
+        raise RuntimeError(f"the daemon was not ready after {timeout_s} s ({last})\n{self.log_text()[-4000:]}")
+
+
+@contextlib.contextmanager
+def private_state_dir() -> Iterator[Path]:
+    """A 0700 folder with a path short enough for a Unix socket, removed at the end."""
+    path = Path(tempfile.mkdtemp(prefix="d"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def running(
+    models: Path,
+    state_dir: Path,
+    *,
+    ranks: int,
+    plan: str = "auto",
+    arguments: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Daemon]:
+    """Start a daemon with `ranks` CPU ranks over the models folder `models`, yield it when it is ready, and stop it at the end."""
+    logs = state_dir / "logs"
+    logs.mkdir(exist_ok=True)
+    command = [
+        str(TUTTI), "serve", "--device", "cpu", "--ranks", str(ranks), "--plan", plan, "--models", str(models),
+        "--state-dir", str(state_dir), *arguments,
+    ]  # fmt: skip
+    extra = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TUTTI_STATE_DIR": str(state_dir)}
+    with (logs / "serve.log").open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **extra, **(environment or {})},
+        )
+    daemon = Daemon(process, state_dir)
+    try:
+        daemon.wait_until_ready()
+        yield daemon
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(STOP_S)
