@@ -138,6 +138,8 @@ def main(pack: Path, arguments: list[str]) -> int:
         return run(pack, parsed, Runner(dry_run=parsed.dry_run))
     except SetupError as problem:
         print(f"\ninstall.py: {problem}", file=sys.stderr)
+    except BrokenPipeError:  # our reader went away (`install.py ... | head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as problem:
         print(f"\ninstall.py: {problem}\n\nWhat to do: check permissions and free disk space.", file=sys.stderr)
     except KeyboardInterrupt:

@@ -1,0 +1,85 @@
+"""A small pack with the real installer: the same install.py and backend/setup, without torch in its lock, so that an installation takes seconds.
+
+Its ``tutti doctor`` fails when the pack's file ``sick`` says so. Everything else (venv, pip, hashes, build, pointer) is the real thing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+PYPROJECT = """\
+[build-system]
+requires = ["setuptools>=77"]
+build-backend = "setuptools.build_meta"
+[project]
+name = "tutti"
+version = "{version}"
+[project.scripts]
+tutti = "tutti.backend.cli:main"
+[tool.setuptools]
+package-dir = {{ "tutti" = "." }}
+packages = ["tutti", "tutti.backend", "tutti.backend.setup"]
+"""
+
+CLI = """\
+import sys
+def main():
+    print("doctor of", __file__)
+    sys.exit({status})
+"""
+
+
+@dataclass(frozen=True)
+class ToyPack:
+    """The pack's folder and the data folder's parent of its installations."""
+
+    folder: Path
+    data_home: Path
+
+    @property
+    def data(self) -> Path:
+        return self.data_home / "tutti"
+
+    def write(self, *, version: str = "0.1.0", doctor_status: int = 0, lock: str | None = None) -> None:
+        """(Re)write the pack."""
+        setup = self.folder / "backend" / "setup"
+        shutil.copytree(
+            REPOSITORY / "backend" / "setup", setup, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
+        )
+        shutil.copy(REPOSITORY / "install.py", self.folder)
+        shutil.copy(REPOSITORY / "requirements.txt", self.folder)
+        for name in ("__init__.py", "backend/__init__.py"):
+            (self.folder / name).write_text("")
+        (self.folder / "backend" / "cli.py").write_text(CLI.format(status=doctor_status))
+        (self.folder / "pyproject.toml").write_text(PYPROJECT.format(version=version))
+        (self.folder / "locks").mkdir(exist_ok=True)
+        (self.folder / "locks" / "backend-cpu.txt").write_text(lock if lock is not None else build_tools_lock())
+
+    def install(
+        self, *arguments: str, python: str = sys.executable, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the pack's install.py, with the data folder in our hands and no NVIDIA driver to be found."""
+        environment = {**os.environ, "XDG_DATA_HOME": str(self.data_home), **variables}
+        return subprocess.run(
+            [python, str(self.folder / "install.py"), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=100,
+            env=environment,
+            cwd=self.data_home,
+        )
+
+
+def build_tools_lock() -> str:
+    """What building a package needs, cut from the real lock."""
+    text = (REPOSITORY / "locks" / "backend-cpu.txt").read_text()
+    blocks = re.split(r"\n(?=\S)", text)
+    return "\n".join(block for block in blocks if block.startswith(("setuptools==", "wheel=="))) + "\n"
