@@ -154,11 +154,11 @@ def _check_complete(checkpoint: Checkpoint, wanted: Mapping[str, Tensor], source
 
 
 def _shape_problem(checkpoint: Checkpoint, source: Source, parameter: Tensor) -> str | None:
-    shape = checkpoint.shape(source.name)
-    rows = shape[0] if source.rows is None else max(0, min(shape[0], source.rows[1]) - source.rows[0]) if shape else 0
-    if (rows, *shape[1:]) == tuple(parameter.shape):
-        return None
-    return f"{source.name} {list(shape)}"
+    shape = found = checkpoint.shape(source.name)
+    if source.rows is not None and shape:
+        first, last = source.rows
+        found = (max(0, min(shape[0], last) - first), *shape[1:])
+    return None if found == tuple(parameter.shape) else f"{source.name} {list(shape)}"
 
 
 def _some(names: list[str]) -> str:

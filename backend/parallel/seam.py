@@ -133,26 +133,27 @@ def bind(
     ``splits`` and ``gather`` say which inputs are cut and which output is put together again; ``is_joint_attention`` selects, by module
     name, the attentions that see all streams. Raises :class:`InternalError` when a selected attention has no seam.
     """
-    token = torch.zeros(1, device=mesh.device)
-    layers: list[SeamLayer] = []
-    undo: list[Callable[[], None]] = []
-    for name, module in network.named_modules():
-        if getattr(module, "processor", None) is None or not is_joint_attention(name):
-            continue
-        layers.append(SeamLayer(name, token))
-        undo.append(_install(module.processor, layers[-1]))
-    if not layers:
+    selected = [
+        (name, module.processor)
+        for name, module in network.named_modules()
+        if getattr(module, "processor", None) is not None and is_joint_attention(name)
+    ]
+    if not selected:
         raise InternalError("No attention of the network was selected: nothing would run in parallel.")
+    for name, processor in selected:
+        if not (hasattr(processor, "_attention_backend") and hasattr(processor, "_parallel_config")):
+            raise InternalError(
+                f"{name} has a {type(processor).__name__}, which lets no backend in. The model is refused."
+            )
+    token = torch.zeros(1, device=mesh.device)
+    layers = [SeamLayer(name, token) for name, _ in selected]
+    undo = [_install(processor, layer) for (_, processor), layer in zip(selected, layers, strict=True)]
     sharder = Sharder(mesh, splits, gather)
     undo.append(sharder.install(network))
     return Binding(mesh, codec or RawCodec(), sharder, layers, undo)
 
 
 def _install(processor: Any, layer: SeamLayer) -> Callable[[], None]:
-    if not (hasattr(processor, "_attention_backend") and hasattr(processor, "_parallel_config")):
-        raise InternalError(
-            f"{layer.name} has a {type(processor).__name__}, which does not let a backend in. The model is refused."
-        )
     before = processor._attention_backend, processor._parallel_config
     processor._attention_backend, processor._parallel_config = diffusers_backend(), layer
 
