@@ -41,7 +41,8 @@ def test_a_flat_latent_is_no_error() -> None:
 def test_the_schedule_falls_from_one_to_zero(steps: int) -> None:
     sigmas = flux_sigmas(steps)
     assert sigmas.shape == (steps + 1,)
-    assert sigmas[0] == 1 and sigmas[-1] == 0
+    assert sigmas[0] == 1
+    assert sigmas[-1] == 0
     assert bool((sigmas.diff() < 0).all())
 
 
