@@ -139,6 +139,10 @@ def _fill(environment: Environment, pack: Path, locks: list[Path], choice: Torch
     environment.install_lock(locks[0], leave_out={"torch"} if reused else ())
     install_pack(environment, pack)
     if driver.cuda:
+        if not runner.dry_run and look_into(str(environment.python)).cuda is None:
+            runner.say(
+                f"WARNING: pip found a CPU build of torch: the GPU will not be used. Name an index with CUDA builds in {PIP_ARGUMENTS}."
+            )
         _install_accelerators(environment, locks[1])
 
 

@@ -96,7 +96,7 @@ def test_without_nvidia_smi_the_machine_is_a_cpu_machine() -> None:
 def test_what_cannot_be_reused_is_an_error_for_reuse_and_an_own_copy_for_auto(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True, timeout=60)
     bare, version = str(tmp_path / "bare" / "bin" / "python"), sys.version_info[:2]
-    with pytest.raises(SetupError, match="cannot be reused: .* has no torch"):
+    with pytest.raises(SetupError, match=r"cannot be reused: .* has no torch"):
         backend_env.choose_torch("reuse", bare, CPU, version)
     choice = backend_env.choose_torch("auto", bare, CPU, version)
     assert choice.reused is None
