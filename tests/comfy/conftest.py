@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from tutti.backend.wire.codec import Received
+from tutti.backend.wire.messages import Branch, ModelRef, Progress, Sample
+from tutti.backend.wire.tensors import WireTensor
+from tutti.comfy_nodes.tensors import to_wire
 
 from tests.comfy.rig import CHECKPOINT, FIXTURE_NODES, MAIN_VERSION, PACKS, POOLED_WIDTH, TEXT_WIDTH, Stock, needs
 from tests.support import comfyui, daemon
@@ -36,6 +43,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny_flux(files / "diffusers.safetensors", format="diffusers", **geometry)
     write_tiny_flux(files / "bf16.safetensors", dtype=torch.bfloat16, **geometry)
     write_tiny_flux(files / "fill.safetensors", in_channels=96, **geometry)
+    (files / "sub").mkdir()
+    write_tiny_flux(files / "sub" / "folder.safetensors", seed=5, **geometry)
     (files / "damaged.safetensors").write_bytes((files / CHECKPOINT).read_bytes()[:5000])
     return folder
 
@@ -62,7 +71,7 @@ def comfy(models: Path, comfy_state_dir: Path, tmp_path_factory: pytest.TempPath
     needs(MAIN_VERSION)
     environment = {"TUTTI_STATE_DIR": str(comfy_state_dir), "TUTTI_START_DAEMON": "0"}
     base = tmp_path_factory.mktemp("comfy")
-    with comfyui.running(MAIN_VERSION, base, packs=PACKS, models=models, environment=environment) as server:
+    with comfyui.running(MAIN_VERSION, base, packs=PACKS, models=models, extra_environment=environment) as server:
         yield server
 
 
@@ -71,3 +80,64 @@ def two_ranks(models: Path, comfy_state_dir: Path) -> Iterator[Daemon]:
     """Two CPU ranks, ulysses 2."""
     with daemon.running(models, comfy_state_dir, ranks=2, plan="ulysses=2,ring=1") as started:
         yield started
+
+
+@pytest.fixture
+def busy_daemon(two_ranks: Daemon) -> Iterator[None]:
+    """Another client's long job runs in the daemon while the test does."""
+    started, stop = threading.Event(), threading.Event()
+
+    def listen(received: Received) -> None:
+        if isinstance(received.message, Progress) and received.message.phase == "sampling":
+            started.set()
+
+    def interrupt_at_the_end() -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+
+    def occupy() -> None:
+        message, tensors = long_sample(f"diffusion_models/{CHECKPOINT}")
+        with two_ranks.client() as client, contextlib.suppress(KeyboardInterrupt):
+            client.sample(message, tensors, listen, interrupt_at_the_end)
+
+    thread = threading.Thread(target=occupy, name="other-client")
+    thread.start()
+    try:
+        assert started.wait(30.0), "the other client's job did not start"
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def long_sample(model: str) -> tuple[Sample, dict[str, WireTensor]]:
+    """A Sample that takes minutes."""
+    steps = 5000
+    tensors = {
+        "noise": torch.randn(1, 16, 16, 16),
+        "sigmas": torch.linspace(1.0, 0.0, steps + 1),
+        "branch.0.context": torch.randn(1, 7, TEXT_WIDTH),
+        "branch.0.pooled": torch.randn(1, POOLED_WIDTH),
+        "branch.0.guidance": torch.full((1,), 3.5),
+    }
+    message = Sample(
+        job_id="ab" * 16,
+        node_id="other",
+        on=ModelRef(model=model, family="flux", dtype="F32"),
+        sampler="euler",
+        cfg=1.0,
+        timestep_multiplier=1.0,
+        branches=(Branch(kind="positive"),),
+        previews=False,
+    )
+    return message, {name: to_wire(tensor) for name, tensor in tensors.items()}
+
+
+@pytest.fixture(scope="session")
+def models_with_lora(models: Path) -> str:
+    """The name of a LoRA in the models folder whose keys no MODEL without weights can map."""
+    (models / "loras").mkdir(exist_ok=True)
+    prefix = "lora_unet_double_blocks_0_img_attn_qkv"
+    tensors = {f"{prefix}.lora_down.weight": torch.randn(4, 512), f"{prefix}.lora_up.weight": torch.randn(1536, 4)}
+    save_file(tensors, models / "loras" / "some.safetensors")
+    return "some.safetensors"

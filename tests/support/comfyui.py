@@ -221,7 +221,7 @@ def _prepare_base(base: Path, packs: Mapping[str, Path], models: Path | None) ->
         (base / "custom_nodes" / name).symlink_to(source, target_is_directory=True)
 
 
-def _environment(base: Path, extra: Mapping[str, str]) -> dict[str, str]:
+def environment(base: Path, extra: Mapping[str, str]) -> dict[str, str]:
     """The test's own environment without what belongs to its Python or to a daemon, and with a temporary folder that goes with the base."""
     kept = {k: v for k, v in os.environ.items() if k == MARK or not k.startswith(("TUTTI_", "PYTHON", "VIRTUAL_ENV"))}
     ours = {
@@ -242,7 +242,7 @@ def running(
     packs: Mapping[str, Path] | None = None,
     models: Path | None = None,
     arguments: Sequence[str] = (),
-    environment: Mapping[str, str] | None = None,
+    extra_environment: Mapping[str, str] | None = None,
 ) -> Iterator[ComfyServer]:
     """Start ComfyUI `version` with base directory `base`, yield it when it answers, and stop it at the end.
 
@@ -262,7 +262,7 @@ def running(
     ]  # fmt: skip
     with log.open("wb") as sink:
         process = subprocess.Popen(
-            command, stdout=sink, stderr=subprocess.STDOUT, env=_environment(base, environment or {}), cwd=base
+            command, stdout=sink, stderr=subprocess.STDOUT, env=environment(base, extra_environment or {}), cwd=base
         )
     server = ComfyServer(process, base, port, log)
     try:

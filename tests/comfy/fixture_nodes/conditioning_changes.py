@@ -29,6 +29,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "strength": {"strength": 0.7},
     "mask": {"mask": torch.linspace(0, 1, 256).reshape(1, 16, 16), "set_area_to_bounds": False, "mask_strength": 1.0},
     "unheard_of": {"unheard_of": 1},
+    "concat": {
+        "concat_latent_image": torch.linspace(-1, 1, 16 * 16 * 16).reshape(1, 16, 16, 16),
+        "concat_mask": torch.linspace(0, 1, 128 * 128).reshape(1, 1, 128, 128),
+    },
     "attention_mask": {"attention_mask": torch.ones(1, 13 + 64, 13 + 64), "attention_mask_img_shape": (8, 8)},
 }
 

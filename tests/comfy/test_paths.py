@@ -1,0 +1,158 @@
+"""Which way a run goes, and why: everything outside the whitelist runs step by step, equally exact, and the node names the reason."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.comfy.rig import STEPWISE, WHOLE, Stock, changed_conditioning, changed_model, plain, prompt, succeed
+from tests.support.comfyui import ComfyServer
+from tests.support.daemon import Daemon
+from tests.support.parity import FP32_TOLERANCE, relative_error
+from tests.support.workflows import Build, Link, Workflow
+
+pytestmark = pytest.mark.usefixtures("two_ranks")
+
+KEPT = {
+    # change of the MODEL -> what the node must name
+    "sampler_cfg_function": "sampler_cfg_function",
+    "sampler_post_cfg_function": "sampler_post_cfg_function",
+    "sampler_pre_cfg_function": "sampler_pre_cfg_function",
+    "sampler_calc_cond_batch_function": "sampler_calc_cond_batch_function",
+    "model_function_wrapper": "model_function_wrapper",
+    "disable_cfg1_optimization": "disable_cfg1_optimization",
+    "denoise_mask_function": "denoise_mask_function",
+    "somebody_elses_option": "somebody_elses_option",
+    "outer_sample": "a wrapper around outer_sample",
+    "prepare_sampling": "a wrapper around prepare_sampling",
+    "sampler_sample": "a wrapper around the sampler",
+    "predict_noise": "a wrapper around predict_noise",
+    "calc_cond_batch": "a wrapper around calc_cond_batch",
+    "apply_model": "a wrapper around apply_model",
+    "diffusion_model": "a wrapper around diffusion_model",
+    "on_cleanup": "on_cleanup",
+    "wrapper_with_state": "a wrapper around diffusion_model",
+    "concat_keys": "concat_keys",
+    "OwnNoise": "OwnNoise",
+}
+CONDITIONING = {
+    "area": "area",
+    "strength": "strength",
+    "mask": "mask",
+    "unheard_of": "unheard_of",
+}
+FASTER = {
+    "sage": "attention patch skipped",
+    "block_swap": "block swap skipped",
+    "compiled_object": "torch.compile skipped",
+}
+
+
+def sampled(sigmas: str, *, record: bool = False) -> Build:
+    """Sampling with given sigmas, and perhaps a callback that wants every step."""
+
+    def build(w: Workflow) -> None:
+        w.save(
+            w.link("TestSampler", model=w.model(), positive=w.text(1), latent=w.latent(3), sigmas=sigmas, record=record)
+        )
+
+    return build
+
+
+def check(stock: Stock, comfy: ComfyServer, build: Build, reason: str, same_as: Build | None = None) -> None:
+    """`build` runs step by step because of `reason`, and gives what stock ComfyUI gives (for `same_as`, if given)."""
+    (expected,) = stock.latents(same_as or build)
+    run = succeed(comfy, prompt(build))
+    assert STEPWISE in run.all_texts
+    assert WHOLE not in run.all_texts
+    assert reason in run.all_texts
+    (ours,) = comfy.latents(run)
+    assert relative_error(ours, expected) <= FP32_TOLERANCE
+
+
+@pytest.mark.parametrize("change", KEPT)
+def test_a_change_of_the_model_that_runs_in_comfyui_is_honoured_step_by_step(
+    stock: Stock, comfy: ComfyServer, change: str
+) -> None:
+    check(stock, comfy, changed_model(change), KEPT[change], same_as=plain())
+
+
+def test_the_negative_prompt_is_asked_at_scale_1_when_a_node_wants_it(stock: Stock, comfy: ComfyServer) -> None:
+    build = changed_model("disable_cfg1_optimization", cfg=1.0)
+    check(stock, comfy, build, "disable_cfg1_optimization", same_as=plain(cfg=1.0))
+
+
+@pytest.mark.parametrize("side", ["positive", "negative"])
+@pytest.mark.parametrize("change", CONDITIONING)
+def test_a_change_of_the_conditioning_is_honoured_step_by_step(
+    stock: Stock, comfy: ComfyServer, change: str, side: str
+) -> None:
+    check(stock, comfy, changed_conditioning(change, side), f"the {side} conditioning has {CONDITIONING[change]}")
+
+
+@pytest.mark.parametrize(
+    ("sampler", "reason"), [("ddim", "has options"), ("dpm_2", "the sampler dpm_2"), ("euler_cfg_pp", "euler_cfg_pp")]
+)
+def test_other_samplers_run_step_by_step(stock: Stock, comfy: ComfyServer, sampler: str, reason: str) -> None:
+    check(stock, comfy, plain(sampler_name=sampler), reason)
+
+
+def test_a_sampler_with_options_runs_step_by_step(stock: Stock, comfy: ComfyServer) -> None:
+    def build(w: Workflow) -> None:
+        model = w.model()
+        sigmas = w.link("BasicScheduler", model=model, scheduler="simple", steps=4, denoise=1.0)
+        sampler = w.link("SamplerEulerAncestral", eta=0.0, s_noise=1.0)
+        node = w.add(
+            "SamplerCustom", model=model, add_noise=True, noise_seed=11, cfg=1.0, positive=w.text(1), negative=w.text(2),
+            sampler=sampler, sigmas=sigmas, latent_image=w.latent(3, scale=0.0),
+        )  # fmt: skip
+        w.save([node, 0])
+
+    check(stock, comfy, build, "the sampler euler_ancestral")
+
+
+@pytest.mark.parametrize("sigmas", ["0.5 0.7 0.2 0.0", "0.8 0.8 0.0", "1.2 0.6 0.0"])
+def test_sigmas_that_do_not_simply_fall_run_step_by_step(stock: Stock, comfy: ComfyServer, sigmas: str) -> None:
+    check(stock, comfy, sampled(sigmas), "the sigmas do not fall")
+
+
+def test_a_callback_that_wants_every_step_gets_every_step(stock: Stock, comfy: ComfyServer) -> None:
+    check(stock, comfy, sampled("1.0 0.7 0.3 0.0", record=True), "wants to see every step")
+
+
+def test_the_same_sampling_without_that_callback_is_one_job(stock: Stock, comfy: ComfyServer) -> None:
+    """The control of the cases above: it is the change that sends a run step by step, not the test's own node."""
+    (expected,) = stock.latents(sampled("1.0 0.7 0.3 0.0"))
+    run = succeed(comfy, prompt(sampled("1.0 0.7 0.3 0.0")))
+    assert WHOLE in run.all_texts
+    assert relative_error(comfy.latents(run)[0], expected) <= FP32_TOLERANCE
+
+
+@pytest.mark.parametrize("change", FASTER)
+@pytest.mark.parametrize(("sampler", "way"), [("euler", WHOLE), ("euler_ancestral", STEPWISE)])
+def test_what_only_makes_a_local_network_faster_is_skipped_with_a_line(
+    stock: Stock, comfy: ComfyServer, change: str, sampler: str, way: str
+) -> None:
+    (expected,) = stock.latents(plain(sampler_name=sampler))
+    run = succeed(comfy, prompt(changed_model(change, sampler_name=sampler)))
+    assert way in run.all_texts
+    assert FASTER[change] in run.all_texts
+    assert relative_error(comfy.latents(run)[0], expected) <= FP32_TOLERANCE
+
+
+def test_comfyuis_own_torch_compile_node_is_skipped_with_a_line(stock: Stock, comfy: ComfyServer) -> None:
+    (expected,) = stock.latents(plain())
+
+    def build(w: Workflow) -> None:
+        compiled: Link = w.link("TorchCompileModel", model=w.model(), backend="inductor")
+        w.save(w.sample(compiled))
+
+    run = succeed(comfy, prompt(build))
+    assert WHOLE in run.all_texts
+    assert "torch.compile skipped" in run.all_texts
+    assert relative_error(comfy.latents(run)[0], expected) <= FP32_TOLERANCE
+
+
+def test_a_plain_run_says_nothing_about_skipped_patches(comfy: ComfyServer, two_ranks: Daemon) -> None:
+    """The control of the two tests above."""
+    run = succeed(comfy, prompt(plain()))
+    assert "skipped" not in run.all_texts

@@ -1,0 +1,134 @@
+"""What would change the picture from inside the network stops the run with a remedy, on both ways, and the next run is fine."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.comfy.rig import CHECKPOINT, Stock, changed_conditioning, changed_model, plain, prompt, succeed
+from tests.support import workflows
+from tests.support.comfyui import ComfyServer, Run
+from tests.support.parity import FP32_TOLERANCE, relative_error
+from tests.support.workflows import Build, Workflow
+
+pytestmark = pytest.mark.usefixtures("two_ranks")
+
+INSIDE = {
+    # change of the MODEL -> how the message begins, and what it must name
+    "attn1_patch": ("Remove the node that sets patches", "attn1_patch"),
+    "dit": ("Remove the node that sets patches_replace", "dit"),
+    "double_block": ("Remove the node that sets patches", "double_block"),
+    "rope_options": ("Remove the node that sets rope_options", "network"),
+    "optimized_attention_override": ("Remove the node that sets optimized_attention_override", "network"),
+    "unheard_of": ("Remove the node that sets unheard_of", "network"),
+    "injection": ("Remove the node that sets an injection", "somebody"),
+    "diffusion_model.img_in": ("Remove the node that sets an object patch", "diffusion_model.img_in"),
+    "weights": ("Remove the node that changes this MODEL's weights", "LoRA"),
+    "weight_wrapper": ("Remove the node that changes this MODEL's weights", "LoRA"),
+    "network": ("Remove the node that reaches into the network", "double_blocks"),
+    "saving": ("Load the file with ComfyUI's own loader to save", "no weights"),
+    "merging": ("Load the file with ComfyUI's own loader to save", "no weights"),
+}
+
+
+def refused(
+    comfy: ComfyServer, build: Build, begins: str, names: str = "", loader: workflows.Loader | None = None
+) -> Run:
+    """`build` stops with an error whose first words are `begins`."""
+    run = comfy.run(prompt(build, loader))
+    assert run.status == "error", f"{run.status} {run.all_texts}"
+    assert run.error.startswith(begins), run.error
+    assert names in run.error
+    return run
+
+
+@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral"])
+@pytest.mark.parametrize("change", INSIDE)
+def test_a_change_inside_the_network_is_refused(comfy: ComfyServer, change: str, sampler: str) -> None:
+    begins, names = INSIDE[change]
+    run = refused(comfy, changed_model(change, sampler_name=sampler), begins, names)
+    assert comfy.latents(run) == []
+
+
+@pytest.mark.parametrize("side", ["positive", "negative"])
+@pytest.mark.parametrize(
+    ("change", "begins"),
+    [("control", "Remove the ControlNet"), ("hooks", "Remove the hooks"), ("attention_mask", "Remove")],
+)
+def test_what_conditioning_brings_into_the_network_is_refused(
+    comfy: ComfyServer, change: str, begins: str, side: str
+) -> None:
+    refused(comfy, changed_conditioning(change, side), begins)
+
+
+def test_a_lora_whose_keys_do_not_fit_is_refused_and_not_ignored(comfy: ComfyServer, models_with_lora: str) -> None:
+    def build(w: Workflow) -> None:
+        patched = w.link("LoraLoaderModelOnly", model=w.model(), lora_name=models_with_lora, strength_model=1.0)
+        w.save(w.sample(patched))
+
+    refused(comfy, build, "Remove the node that changes this MODEL's weights", "LoRA")
+
+
+def test_saving_the_model_is_refused(comfy: ComfyServer) -> None:
+    def build(w: Workflow) -> None:
+        w.add("ModelSave", model=w.model(), filename_prefix="never")
+
+    refused(comfy, build, "Load the file with ComfyUI's own loader to save")
+
+
+def test_a_latent_of_another_family_is_refused(comfy: ComfyServer) -> None:
+    def build(w: Workflow) -> None:
+        four = w.link("TestLatent", seed=1, batch=1, channels=4, height=16, width=16, scale=1.0)
+        w.save(w.sample(w.model(), latent_image=four))
+
+    refused(comfy, build, "Connect a latent for flux", "4 channels")
+
+
+def test_a_text_width_that_does_not_fit_is_refused(comfy: ComfyServer) -> None:
+    def build(w: Workflow) -> None:
+        narrow = w.link("TestConditioning", seed=1, tokens=5, width=24, pooled_width=32)
+        w.save(w.sample(w.model(), positive=narrow, cfg=1.0))
+
+    run = comfy.run(prompt(build))
+    assert run.status == "error"
+    assert "24" in run.error
+    assert "64" in run.error
+
+
+@pytest.mark.parametrize(
+    ("loader", "begins"),
+    [
+        ({"unet_name": "nowhere.safetensors"}, "Put the checkpoint into a models folder"),
+        ({"unet_name": "../../etc/passwd"}, "Put the checkpoint into a models folder"),
+        ({"unet_name": "damaged.safetensors"}, ""),
+        ({"plan": "ulysses=3,ring=1"}, ""),
+    ],
+    ids=["unknown", "outside", "damaged", "impossible plan"],
+)
+def test_a_model_that_cannot_be_loaded_stops_the_run_with_a_remedy(
+    comfy: ComfyServer, loader: dict[str, str], begins: str
+) -> None:
+    inputs = {"unet_name": CHECKPOINT, **loader}
+    name = inputs.pop("unet_name")
+    run = refused(comfy, plain(), begins, loader=workflows.tutti_loader(name, **inputs))
+    assert "/" not in run.error.replace("models/", ""), "an error must not tell paths"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        ({"weight_dtype": "fp8_e4m3fn"}, "Set weight_dtype to one of default"),
+        ({"plan": "warp=9"}, "Set plan to auto or to degrees"),
+    ],
+)
+def test_an_impossible_setting_is_refused_before_anything_is_queued(
+    comfy: ComfyServer, inputs: dict[str, str], says: str
+) -> None:
+    run = comfy.run(prompt(plain(), workflows.tutti_loader(CHECKPOINT, **inputs)))
+    assert run.status == "refused"
+    assert says in run.error
+
+
+def test_after_all_that_the_next_run_is_right(stock: Stock, comfy: ComfyServer) -> None:
+    (expected,) = stock.latents(plain())
+    run = succeed(comfy, prompt(plain()))
+    assert relative_error(comfy.latents(run)[0], expected) <= FP32_TOLERANCE
