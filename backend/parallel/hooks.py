@@ -80,6 +80,8 @@ class Sharder:
 
 def gather_stream(own_BnC: Tensor, split: StreamSplit, mesh: SequenceMesh) -> Tensor:
     """``[B, n, C]`` on each rank -> ``[B, tokens, C]`` on all of them, without padding; the same bits everywhere. Collective."""
+    if mesh.world_size == 1:
+        return own_BnC[:, : split.valid[0]]
     most = max(split.held)
     if own_BnC.shape[1] != most:
         own_BnC = nn.functional.pad(own_BnC, (0, 0, 0, most - own_BnC.shape[1]))

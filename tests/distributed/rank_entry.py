@@ -1,0 +1,102 @@
+"""A real rank that also keeps a diary, and has a model that fails on demand: what test_worker_* and test_cancel start.
+
+Diary: one JSON line per model call and per finished Sample in ``$TEST_RANKS_FOLDER/<rank>.diary``, with the SHA-256 of what this rank holds.
+A checkpoint called ``fault.safetensors`` is not read; its options say how a call ends: ``call_s`` (how long it takes), ``fail``
+(``memory``, ``bug`` or ``exit``), ``fail_rank`` (-1: every rank) and ``fail_call`` (counted from 0 within the process).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tutti.backend.models.adapter import Option
+from tutti.backend.models.registry import ResidentModel, load_model
+from tutti.backend.supervisor.liveness import watch
+from tutti.backend.worker import loop
+from tutti.backend.worker.null_model import NullAdapter
+from tutti.backend.worker.rank import run_rank
+
+RANK = int(os.environ["RANK"])
+DIARY = Path(os.environ["TEST_RANKS_FOLDER"]) / f"{RANK}.diary"
+
+
+def write(**facts: Any) -> None:
+    """One line of the diary."""
+    with DIARY.open("a") as file:
+        file.write(json.dumps(facts) + "\n")
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the tensors' bits."""
+    state = hashlib.sha256()
+    for name in sorted(tensors):
+        state.update(name.encode())
+        state.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()
+
+
+class FaultAdapter(NullAdapter):
+    """Takes time, and fails when it is told to."""
+
+    calls = 0
+
+    def velocity(
+        self, x: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor], options: Mapping[str, Option]
+    ) -> Tensor:
+        call, FaultAdapter.calls = FaultAdapter.calls, FaultAdapter.calls + 1
+        time.sleep(float(options.get("call_s", 0)))
+        failing = options.get("fail_rank", -1) in (-1, RANK) and options.get("fail_call", call) == call
+        if "fail" in options and failing:
+            fail(str(options["fail"]))
+        return x.float() * 0.5 + conditioning["context"].float().mean()
+
+
+def fail(how: str) -> None:
+    if how == "memory":
+        torch.empty(2**46, dtype=torch.uint8)  # 64 TiB
+    elif how == "exit":
+        os._exit(3)
+    raise RuntimeError("failed on demand in /secret/place")
+
+
+def load(path: Path, *, dtype: torch.dtype, device: torch.device, progress: Callable[[float], None]) -> ResidentModel:
+    """The product's loader, with the fault model and the diary."""
+    write(event="load", name=path.name)
+    if path.name == "fault.safetensors":
+        adapter = FaultAdapter()
+        model = ResidentModel(family="fault", num_heads=4, dtype=dtype, device=device, size_bytes=0, adapter=adapter)
+    else:
+        model = load_model(path, dtype=dtype, device=device, progress=progress)
+    whole = model.adapter.velocity
+
+    def velocity(
+        x: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor], options: Mapping[str, Option]
+    ) -> Tensor:
+        write(event="call", x=digest({"x": x, "timestep": timestep, **conditioning}), shape=list(x.shape))
+        return whole(x, timestep, conditioning, options)
+
+    model.adapter.velocity = velocity  # type: ignore[method-assign]
+    return model
+
+
+run_sample = loop.run_sample
+
+
+def run_sample_with_diary(*arguments: Any) -> Any:
+    outcome = run_sample(*arguments)
+    write(event="sampled", latent=digest({"latent": outcome.latent, "x0": outcome.x0}))
+    return outcome
+
+
+if __name__ == "__main__":
+    loop.run_sample = run_sample_with_diary
+    watch()
+    run_rank(load)
