@@ -29,8 +29,6 @@ class RankSettings:
     """``TUTTI_GROUP_ID``"""
     endpoint: str
     """``TUTTI_RANK_ENDPOINT``: the broker's socket for ranks."""
-    liveness: str
-    """``TUTTI_LIVENESS``: the pipe whose end says that the daemon is gone."""
     init_method: str
     """``TUTTI_INIT_METHOD``: where the ranks meet, such as ``file:///...``."""
     device_type: str
@@ -61,7 +59,6 @@ class RankSettings:
             incarnation=_text(environment, "TUTTI_INCARNATION"),
             group_id=_number(environment, "TUTTI_GROUP_ID"),
             endpoint=_text(environment, "TUTTI_RANK_ENDPOINT"),
-            liveness=_text(environment, "TUTTI_LIVENESS"),
             init_method=_text(environment, "TUTTI_INIT_METHOD"),
             device_type=_text(environment, "TUTTI_DEVICE"),
             transport=environment.get("TUTTI_TRANSPORT") or None,

@@ -67,10 +67,10 @@ def share(group: Group, specs: Sequence[TensorSpec], frames: Mapping[str, WireTe
     ``specs`` is the same on every rank; ``frames`` holds the bytes on rank 0 and nothing elsewhere.
 
     Raises:
-        RemoteProtocolError: rank 0 was sent other frames than were announced to the group.
+        RemoteProtocolError: rank 0 was not sent all of them.
     """
-    if group.rank == 0 and [tensor.spec(name) for name, tensor in frames.items()] != list(specs):
-        raise RemoteProtocolError("the frames that came with Prepare are not the ones it announces")
+    if group.rank == 0 and frames.keys() != {spec.name for spec in specs}:
+        raise RemoteProtocolError("a Prepare came without some of the tensors that it announces")
     offsets, size_bytes = _layout(specs)
     if not size_bytes:
         return {spec.name: torch.empty(spec.shape, dtype=DTYPES[spec.dtype], device=group.device) for spec in specs}

@@ -1,8 +1,7 @@
-"""A job's tensors are checked from their descriptions alone; whatever has no meaning is refused, not dropped."""
+"""A job's model calls from the descriptions of its tensors; what the wire's own rules refuse is tested there."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -50,10 +49,6 @@ def test_positive_comes_first_in_whatever_order_the_branches_are_sent() -> None:
     assert guidance_pair(sample(4.0, ("negative", "positive"))).indices == [1, 0]
 
 
-def test_a_negative_branch_without_weight_is_not_computed() -> None:
-    assert guidance_pair(sample(1.0, ("positive", "negative"))).indices == [0]
-
-
 def test_concatenated_channels_become_channels_of_x() -> None:
     (call,) = sample_calls(sample(), GOOD | specs(branch__0__concat=(1, 80, 8, 6)))
     assert call.x_shape == (3, 96, 8, 6)
@@ -63,40 +58,16 @@ def test_concatenated_channels_become_channels_of_x() -> None:
 @pytest.mark.parametrize(
     ("request_", "changed", "text"),
     [
-        (sample(), specs(noise=(16, 8, 6)), "noise as"),
-        (sample(), specs(noise=(0, 16, 8, 6)), "noise as"),
-        (sample(), specs("BF16", noise=(3, 16, 8, 6)), "noise as F32"),
-        (sample(), specs(sigmas=(2, 5)), "sigmas"),
-        (sample(), specs(sigmas=(0,)), "sigmas"),
-        (sample(), specs(latent=(3, 16, 8, 7)), "latent"),
-        (sample(), specs(mask=(2, 1, 8, 6)), "mask"),
-        (sample(), specs(mask=(1, 1, 1, 8, 6)), "mask"),
-        (sample(), specs(surprise=(1,)), "surprise: it has no meaning"),
-        (sample(), specs(branch__1__context=(1, 9, 64)), "branch 1 is none"),
-        (sample(), specs(branch__00__context=(1, 9, 64)), "branch 00 is none"),
         (sample(), specs(branch__0__pooled=()), "batch dimension"),
         (sample(), specs(branch__0__concat=(1, 80, 8, 7)), "concatenated"),
         (sample(), specs(branch__0__concat=(1, 80)), "concatenated"),
-        (sample(kinds=("negative",)), {}, "one positive"),
         (sample(kinds=("positive", "positive")), {}, "one positive"),
-        (sample(kinds=("positive", "negative", "negative")), {}, "one positive"),
-        (sample(4.0), {}, "negative prompt"),
+        (sample(4.0, ("positive", "negative", "negative")), {}, "one positive"),
     ],
 )
 def test_what_cannot_be_sampled_is_refused(request_: Sample, changed: dict[str, TensorSpec], text: str) -> None:
     with pytest.raises(BadRequest, match=text):
         sample_calls(request_, GOOD | changed)
-
-
-@pytest.mark.parametrize("name", ["noise", "sigmas"])
-def test_a_missing_tensor_is_named(name: str) -> None:
-    with pytest.raises(BadRequest, match=f"{name}: it is missing"):
-        sample_calls(sample(), {key: spec for key, spec in GOOD.items() if key != name})
-
-
-@pytest.mark.parametrize("shape", [(3, 16, 8, 6), (1, 1, 1, 1), (8, 6), (3, 1, 8, 6), ()], ids=str)
-def test_masks_broadcast_over_the_noise(shape: tuple[int, ...]) -> None:
-    sample_calls(sample(), GOOD | specs(mask=shape))
 
 
 def evaluate(count: int = 1) -> Evaluate:
@@ -115,23 +86,6 @@ def test_an_evaluate_finds_its_conditioning_among_the_uploads() -> None:
     assert call.options == {"k": 1}
 
 
-@pytest.mark.parametrize(
-    ("count", "changed", "text"),
-    [
-        (1, specs("I32", call__0__x=(2, 16, 8, 6)), "F32 or BF16 or F16"),
-        (1, specs(call__0__x=(2, 16, 8)), "Send x as"),
-        (1, specs(call__0__timestep=(1,)), "one timestep for each of the 2"),
-        (1, specs("BF16", call__0__timestep=(2,)), "timestep as F32"),
-        (2, {}, "call.1.x: it is missing"),
-        (1, specs(call__1__x=(2, 16, 8, 6)), "call 1 is none"),
-        (1, specs(noise=(2, 16, 8, 6)), "noise: it has no meaning"),
-    ],
-)
-def test_a_turn_that_cannot_be_run_is_refused(count: int, changed: dict[str, TensorSpec], text: str) -> None:
-    with pytest.raises(BadRequest, match=text):
-        evaluate_calls(evaluate(count), TURN | changed, uploads(UPLOAD))
-
-
 def test_conditioning_that_was_never_uploaded_is_named() -> None:
     with pytest.raises(BadRequest, match=DIGEST):
         evaluate_calls(evaluate(), TURN, {})
@@ -141,9 +95,3 @@ def test_concatenated_channels_are_no_conditioning_of_an_evaluate() -> None:
     concat = specs(**{f"upload__{DIGEST}__concat": (2, 4, 8, 6)})
     with pytest.raises(BadRequest, match="concatenated"):
         evaluate_calls(evaluate(), TURN, uploads(UPLOAD | concat))
-
-
-def test_an_upload_under_a_name_of_another_form_is_refused() -> None:
-    bad = replace(TURN["call.0.x"], name="upload.short.context")
-    with pytest.raises(BadRequest, match="has no meaning"):
-        uploads({bad.name: bad})

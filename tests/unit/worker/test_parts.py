@@ -30,7 +30,7 @@ from tests.support.checkpoints import write_tiny_flux
 CPU = torch.device("cpu")
 ENVIRONMENT = {
     "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "TUTTI_TOKEN": "f" * 64, "TUTTI_INCARNATION": "0" * 32, "TUTTI_GROUP_ID": "0",
-    "TUTTI_RANK_ENDPOINT": "ipc://r", "TUTTI_LIVENESS": "pipe", "TUTTI_INIT_METHOD": "file:///store", "TUTTI_DEVICE": "cpu", "TUTTI_TRANSPORT": "",
+    "TUTTI_RANK_ENDPOINT": "ipc://r", "TUTTI_INIT_METHOD": "file:///store", "TUTTI_DEVICE": "cpu", "TUTTI_TRANSPORT": "",
 }  # fmt: skip
 
 

@@ -100,7 +100,7 @@ def test_a_job_without_bytes_needs_no_broadcast(shapes: list[tuple[int, ...]]) -
     assert group.broadcasts == []
 
 
-def test_frames_that_were_not_announced_are_refused() -> None:
-    frames = {"x": to_wire(torch.ones(2))}
+def test_an_announced_tensor_that_did_not_come_is_refused() -> None:
+    frames = {"x": to_wire(torch.ones(2)), "y": to_wire(torch.ones(2))}
     with pytest.raises(RemoteProtocolError):
-        share(OneRank(), described({"x": to_wire(torch.ones(3))}), frames)
+        share(OneRank(), described(frames), {"x": frames["x"]})

@@ -1,0 +1,83 @@
+"""One rank from its start to its end: join the group, greet the broker, serve."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import setproctitle
+import torch
+
+from ..parallel.group import WorkerGroup
+from ..wire.messages import RankHello
+from .failure import end_process, ends_process_after
+from .link import BrokerLink
+from .loop import RankLoop
+from .null_model import loader_of_this_process
+from .residency import Loader
+from .settings import RankSettings
+from .stopping import Stopped, StopSignal
+
+GOODBYE_S = 5.0
+"""How long a rank that was told to stop waits for the others before it leaves the group without them."""
+
+log = logging.getLogger(__name__)
+
+
+def run_rank(load: Loader | None = None) -> None:
+    """Join the group, say hello to the broker, and serve until told to stop. Any failure ends the process."""
+    settings = RankSettings.take()
+    _name_process(settings)
+    stop = StopSignal()
+    stop.install()
+    try:
+        group = _join(settings)
+        link = BrokerLink(settings.endpoint, identity=f"rank-{settings.rank}-{settings.incarnation}".encode())
+        link.send(_hello(settings, group))
+        try:
+            RankLoop(group, link, load or loader_of_this_process(), stop).run()
+        except Stopped:
+            log.info("told to stop")
+    except Exception as error:
+        log.exception("cannot go on")
+        end_process(f"{type(error).__name__}: {error}")
+    with ends_process_after(GOODBYE_S, "leaving the group"):
+        link.close()
+        group.close()
+
+
+def _name_process(settings: RankSettings) -> None:
+    setproctitle.setproctitle(f"tutti: rank {settings.rank} of {settings.world_size}")
+    logging.basicConfig(
+        level=logging.INFO,
+        stream=sys.stderr,
+        format=f"%(asctime)s rank {settings.rank} %(levelname)s %(name)s: %(message)s",
+    )
+
+
+def _join(settings: RankSettings) -> WorkerGroup:
+    device = settings.device
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return WorkerGroup.start(
+        rank=settings.rank,
+        world_size=settings.world_size,
+        init_method=settings.init_method,
+        device=device,
+        transport=settings.transport,
+    )
+
+
+def _hello(settings: RankSettings, group: WorkerGroup) -> RankHello:
+    device = torch.cuda.get_device_name(group.device) if group.device.type == "cuda" else "cpu"
+    return RankHello(
+        token=settings.token,
+        group_id=settings.group_id,
+        incarnation=settings.incarnation,
+        rank=settings.rank,
+        world_size=settings.world_size,
+        pid=os.getpid(),
+        device=device,
+        transport=group.transport.name,
+    )
