@@ -1,0 +1,108 @@
+"""Who may talk to the broker: CURVE on every TCP socket, and the ZAP handler (RFC 27) that knows the clients' keys.
+
+The handler must be bound before the socket it guards: with CURVE but without a handler libzmq lets any key in. As a second line,
+the server drops every message that does not carry the name of a key that is valid at that moment: a revoked key is out at once,
+not only when its connection ends.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import zmq
+from zmq.utils import z85
+
+from ..errors import ConnectionFileProblem
+from .keys import LOCAL, AuthorizedKeys, KeyPair
+
+log = logging.getLogger(__name__)
+
+ZAP_ENDPOINT = "inproc://zeromq.zap.01"
+ZAP_VERSION = b"1.0"
+DOMAIN = b"tutti"
+OLDEST_LIBZMQ = (4, 3, 5)
+"""Older ones have holes that are open before any key is checked (CVE-2020-15166, CVE-2019-13132, CVE-2019-6250)."""
+
+
+def check_libzmq(version: tuple[int, int, int] | None = None, *, has_curve: bool | None = None) -> str | None:
+    """Why this libzmq cannot be used, or None."""
+    version = version or zmq.zmq_version_info()
+    if version < OLDEST_LIBZMQ:
+        needed, found = (".".join(map(str, numbers)) for numbers in (OLDEST_LIBZMQ, version))
+        return f"Install pyzmq 26 or later (`pip install -U pyzmq`): libzmq {needed} is needed, this is {found}."
+    if not (zmq.has("curve") if has_curve is None else has_curve):
+        return (
+            "Install pyzmq from its wheels (`pip install --force-reinstall pyzmq`): this build has no CURVE encryption."
+        )
+    return None
+
+
+class Gate:
+    """Knows which keys are valid now."""
+
+    def __init__(self, local: KeyPair, authorized: AuthorizedKeys) -> None:
+        self._local = local
+        self._authorized = authorized
+
+    def name_of(self, public: str) -> str | None:
+        """The name of a public key, or None if it may not talk to us."""
+        if public == self._local.public:
+            return LOCAL
+        for name, key in self._names().items():
+            if key == public:
+                return name
+        return None
+
+    def admits(self, name: str | None) -> bool:
+        """Whether the key of that name is still valid."""
+        return name == LOCAL or (name is not None and name in self._names())
+
+    def _names(self) -> dict[str, str]:
+        try:
+            return self._authorized.names()
+        except ConnectionFileProblem as error:
+            log.error("nobody from another box is let in: %s", error)
+            return {}
+
+
+class ZapHandler:
+    """Answers libzmq's question for every handshake. Polled by the main loop."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], gate: Gate) -> None:
+        self._gate = gate
+        self.socket = context.socket(zmq.REP)
+        self.socket.linger = 0
+        self.socket.bind(ZAP_ENDPOINT)
+
+    def answer(self) -> None:
+        """Answer one waiting question."""
+        request = self.socket.recv_multipart()
+        version, request_id, domain, _address, _identity, mechanism, *credentials = request
+        name = None
+        if (version, domain, mechanism) == (ZAP_VERSION, DOMAIN, b"CURVE") and len(credentials) == 1:
+            name = self._gate.name_of(z85.encode(credentials[0]).decode("ascii"))
+        status, text = (b"200", b"OK") if name else (b"400", b"unknown key")
+        self.socket.send_multipart([ZAP_VERSION, request_id, status, text, (name or "").encode("ascii"), b""])
+        if name is None:
+            log.warning("turned away a connection with a key that is not known")
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.socket.close()
+
+
+def make_curve_server(socket: zmq.Socket[bytes], key: KeyPair) -> None:
+    """Let only holders of known keys through. Before bind."""
+    socket.curve_secretkey = key.secret.encode("ascii")
+    socket.curve_publickey = key.public.encode("ascii")
+    socket.curve_server = True
+    socket.zap_domain = DOMAIN
+
+
+def user_of(frame: zmq.Frame) -> str | None:
+    """The name of the key that the connection of this frame proved to hold."""
+    try:
+        name = frame.get("User-Id")
+    except zmq.ZMQError:
+        return None
+    return name if isinstance(name, str) and name else None

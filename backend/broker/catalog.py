@@ -1,0 +1,161 @@
+"""Which model names there are, and which file each one means: only inside the configured folders.
+
+Containment is lexical: a name cannot leave its folder, but a folder (or a file in it) may be a link to a model drive.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import stat
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import BadCheckpoint, UnknownModel
+from ..wire.limits import MANIFEST_ENTRIES
+from ..wire.messages import ManifestEntry
+from .checkpoint_header import CheckpointHeader, read_header
+from .events import ModelFile
+from .names import CATEGORY, SUFFIX, relative_path, unknown
+
+log = logging.getLogger(__name__)
+
+SUBFOLDERS = (CATEGORY, "unet")
+"""Where ComfyUI keeps diffusion models below its models folder; ``unet`` is the older name."""
+DEPTH = 8
+"""How deep a listing goes: links may make circles."""
+HEADERS_CACHED = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """One checkpoint."""
+
+    file: ModelFile
+    header: CheckpointHeader
+
+
+class Catalog:
+    """Models of the folders given at the start, and of those that ComfyUI's side wrote into ``folders.json``."""
+
+    def __init__(self, models: Sequence[Path], folders_file: Path) -> None:
+        self._given = [folder / name for folder in models for name in SUBFOLDERS]
+        self._folders_file = folders_file
+        self._from_file: tuple[tuple[int, int] | None, list[Path]] = (None, [])
+        self._headers: OrderedDict[tuple[str, int, int], Described] = OrderedDict()
+        self._lock = (
+            threading.Lock()
+        )  # the main loop resolves while the helper thread lists; never held while a disk is read
+
+    def folders(self) -> list[Path]:
+        """Folders that are searched, first match wins."""
+        self._refresh()
+        return list(dict.fromkeys(self._given + self._from_file[1]))
+
+    def resolve(self, name: str) -> ModelFile:
+        """The file that a model name means.
+
+        Raises:
+            UnknownModel: there is none.
+            BadCheckpoint: it is no whole safetensors file.
+        """
+        return self.describe(name).file
+
+    def describe(self, name: str) -> Described:
+        """A model's file and its header.
+
+        Raises:
+            UnknownModel: there is none.
+            BadCheckpoint: it is no whole safetensors file.
+        """
+        path, info = self._find(name)
+        key = (str(path), info.st_size, info.st_mtime_ns)
+        with self._lock:
+            known = self._headers.get(key)
+        described = known or _read(path, info)
+        with self._lock:
+            self._headers[key] = described
+            self._headers.move_to_end(key)
+            while len(self._headers) > HEADERS_CACHED:
+                self._headers.popitem(last=False)
+        return described
+
+    def list_models(self) -> tuple[ManifestEntry, ...]:
+        """Every model name with its size, in order of name."""
+        found: dict[str, int] = {}
+        for folder in self.folders():
+            for parts, size_bytes in _walk(folder, ()):
+                found.setdefault("/".join((CATEGORY, *parts)), size_bytes)
+                if len(found) == MANIFEST_ENTRIES:
+                    break
+        return tuple(ManifestEntry(name=name, kind="FILE", numbers=(found[name],)) for name in sorted(found))
+
+    def _find(self, name: str) -> tuple[Path, os.stat_result]:
+        parts = relative_path(name)
+        for folder in self.folders():
+            path = folder.joinpath(*parts)
+            if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
+                raise unknown(name)
+            try:
+                info = path.stat()
+            except (OSError, ValueError):
+                continue
+            if stat.S_ISREG(info.st_mode):
+                return path, info
+        raise unknown(name)
+
+    def _refresh(self) -> None:
+        """Read ``folders.json`` again if it changed."""
+        try:
+            info = self._folders_file.stat()
+        except OSError:
+            self._from_file = (None, [])
+            return
+        stamp = (info.st_mtime_ns, info.st_size)
+        if stamp != self._from_file[0]:
+            self._from_file = (stamp, _read_folders(self._folders_file))  # in one step: two threads look at it
+
+
+def _read_folders(file: Path) -> list[Path]:
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        folders = [Path(path) for name in SUBFOLDERS for path in data.get(name, [])]
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        log.warning("ignored %s: it is damaged (%s)", file.name, type(error).__name__)
+        return []
+    return [folder for folder in folders if folder.is_absolute()]
+
+
+def _read(path: Path, info: os.stat_result) -> Described:
+    try:
+        with path.open("rb") as file:
+            header = read_header(file, info.st_size)
+    except OSError as error:
+        raise BadCheckpoint("Make the checkpoint readable for the daemon's user: it cannot be opened.") from error
+    identity = f"{info.st_size}|{info.st_mtime_ns}|{header.digest}".encode()
+    fingerprint = hashlib.blake2b(identity, digest_size=16).hexdigest()
+    return Described(ModelFile(path=str(path), fingerprint=fingerprint), header)
+
+
+def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Checkpoints below a folder: their path's parts and size. Links are followed, names that cannot be asked for left out."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in entries:
+        parts = (*above, entry.name)
+        try:
+            if entry.is_dir():
+                if len(parts) < DEPTH and not entry.name.startswith("."):
+                    yield from _walk(folder / entry.name, parts)
+            elif entry.name.lower().endswith(SUFFIX) and entry.is_file():
+                relative_path("/".join((CATEGORY, *parts)))
+                yield parts, entry.stat().st_size
+        except (OSError, UnknownModel):
+            continue

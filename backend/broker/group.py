@@ -1,0 +1,115 @@
+"""The worker group as the broker sees it: who has said hello, what they hold, and the turn that is in flight."""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..errors import TuttiError
+from ..wire.messages import Done, RankHello
+
+Condition = Literal["starting", "ready", "restarting", "failed"]
+
+
+@dataclass(slots=True)
+class Rank:
+    """One rank that said hello."""
+
+    rank: int
+    peer: bytes
+    pid: int
+    device: str
+    transport: str
+    memory_bytes: int = 0
+    resident: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Turn:
+    """One Sample or Evaluate on its way through the three phases."""
+
+    sequence: int
+    job_id: str
+    running: bool = False
+    """Go was sent."""
+    prepared: set[int] = field(default_factory=set)
+    done: set[int] = field(default_factory=set)
+    failure: TuttiError | None = None
+    """What rank 0 reported; told to the client when every rank has left the job."""
+
+
+@dataclass(slots=True)
+class Group:
+    """One worker group."""
+
+    world_size: int
+    condition: Condition = "starting"
+    reason: str = ""
+    """Why it is not ready, for people."""
+    group_id: int = 0
+    incarnation: str = ""
+    sequence: int = 0
+    restarts: int = 0
+    _token: str = ""
+    _ranks: dict[int, Rank] = field(default_factory=dict)
+    _by_peer: dict[bytes, Rank] = field(default_factory=dict)
+
+    @property
+    def ready(self) -> bool:
+        """Every rank waits for work, or is at it."""
+        return self.condition == "ready"
+
+    @property
+    def ranks(self) -> list[Rank]:
+        """The ranks that said hello, in order."""
+        return [self._ranks[rank] for rank in sorted(self._ranks)]
+
+    @property
+    def peers(self) -> tuple[bytes, ...]:
+        """Their routing identities, rank 0 first."""
+        return tuple(rank.peer for rank in self.ranks)
+
+    def start(self, group_id: int, incarnation: str, token: str) -> None:
+        """A new incarnation is coming up."""
+        if self.incarnation:
+            self.restarts += 1
+        self.condition = "restarting" if self.incarnation else "starting"
+        self.group_id, self.incarnation, self._token, self.sequence = group_id, incarnation, token, 0
+        self._forget_ranks()
+
+    def lose(self, cause: str, *, failed: bool) -> None:
+        """The ranks are gone."""
+        self.condition = "failed" if failed else "restarting"
+        self.reason = cause
+        self._token = ""
+        self._forget_ranks()
+
+    def hello(self, peer: bytes, message: RankHello) -> str | None:
+        """A rank reports for duty. Returns why it is turned away, or None."""
+        # compare_digest, and before anything else: a stranger learns nothing from how long it takes or what is said
+        if not self._token or not hmac.compare_digest(message.token, self._token):
+            return "it does not know the incarnation's token"
+        if (message.group_id, message.incarnation) != (self.group_id, self.incarnation):
+            return "it belongs to another incarnation"
+        if message.world_size != self.world_size or message.rank >= self.world_size:
+            return f"it is rank {message.rank} of {message.world_size}, the group has {self.world_size}"
+        if message.rank in self._ranks or peer in self._by_peer:
+            return f"rank {message.rank} is there already"
+        rank = Rank(message.rank, peer, message.pid, message.device, message.transport)
+        self._ranks[message.rank] = self._by_peer[peer] = rank
+        if len(self._ranks) == self.world_size:
+            self.condition, self.reason = "ready", ""
+        return None
+
+    def rank_of(self, peer: bytes) -> Rank | None:
+        """The rank behind a routing identity; None for a stranger."""
+        return self._by_peer.get(peer)
+
+    def note(self, rank: Rank, done: Done) -> None:
+        """What a rank said when it left a job."""
+        rank.memory_bytes, rank.resident = done.memory_bytes, done.resident
+
+    def _forget_ranks(self) -> None:
+        self._ranks.clear()
+        self._by_peer.clear()

@@ -1,0 +1,58 @@
+"""What ``tutti status`` is answered."""
+
+from __future__ import annotations
+
+from ..wire.job_states import JobState
+from ..wire.limits import TEXT_LENGTH
+from ..wire.messages import JobStatus, RankStatus, Status
+from .core import Core
+from .jobs import Job
+
+JOBS_SHOWN = 64
+RESIDENT_SHOWN = 8
+NAME_SHOWN = 100
+"""Characters of a model or node name; 64 jobs must fit into one header."""
+
+
+def status(core: Core, request: int, uptime_s: float) -> Status:
+    """The daemon's state at this moment."""
+    ranks = core.group.ranks
+    return Status(
+        request=request,
+        state=core.group_state(),
+        reason=core.group.reason[:TEXT_LENGTH],
+        version=core.settings.software,
+        uptime_s=uptime_s,
+        plan=core.settings.plan,
+        transport=ranks[0].transport if ranks else "",
+        device=core.settings.device,
+        ranks=tuple(
+            RankStatus(rank=rank.rank, pid=rank.pid, device=rank.device, memory_bytes=rank.memory_bytes)
+            for rank in ranks
+        ),
+        resident=ranks[0].resident[:RESIDENT_SHOWN] if ranks else (),
+        jobs=tuple(_job(job) for job in _shown(core)),
+        queued=len(core.queue),
+        finished=core.finished,
+        failed=core.failed,
+        restarts=core.group.restarts,
+    )
+
+
+def _shown(core: Core) -> list[Job]:
+    """The job in flight, then the queue in order, then open trajectories between two turns."""
+    jobs = {job.job_id: job for job in core.jobs.open()}
+    in_flight = [job_id for job_id, job in jobs.items() if job.state in (JobState.PREPARING, JobState.RUNNING)]
+    waiting = [job_id for job_id, job in jobs.items() if job.state is JobState.WAITING]
+    return [jobs[job_id] for job_id in (*in_flight, *core.queue.order(), *waiting)][:JOBS_SHOWN]
+
+
+def _job(job: Job) -> JobStatus:
+    return JobStatus(
+        job_id=job.job_id,
+        node_id=job.request.node_id[:NAME_SHOWN],
+        model=job.on.model[:NAME_SHOWN],
+        state=job.state.value,
+        step=job.step,
+        steps=job.steps,
+    )

@@ -1,0 +1,59 @@
+"""What the broker's state machine is told once, at its start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+MIB = 1024**2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quotas:
+    """How much may wait in the daemon at once. Whoever asks for more is answered QueueFull."""
+
+    client_jobs: int = 64
+    """Open jobs of one client."""
+    client_bytes: int = 1024 * MIB
+    """Bytes of one client's waiting jobs and uploads."""
+    total_jobs: int = 1024
+    """Open jobs of all clients."""
+    total_bytes: int = 2048 * MIB
+    """Bytes of all clients' waiting jobs and uploads."""
+    trajectory_uploads: int = 64
+    """Uploads of one Evaluate trajectory."""
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerSettings:
+    """Everything that does not change while a daemon runs."""
+
+    instance: str
+    """128 bits in hexadecimal, new at every start."""
+    software: str
+    """``tutti 0.1.0``"""
+    world_size: int
+    """Ranks of the worker group."""
+    plan: str = "auto"
+    """For jobs that name no plan."""
+    device: str = "cpu"
+    """What the ranks compute on: ``cpu`` or ``cuda``."""
+    lease_s: float = 15.0
+    """A client that is silent for so long has vanished."""
+    hold_s: float = 0.5
+    """How long the group stays with a trajectory after an Evaluate reply."""
+    hold_longest_s: float = 60.0
+    """After so long in a row with one trajectory, a waiting client of another one gets its turn all the same."""
+    kept_s: float = 600.0
+    """How long a result is kept for a client that asks again."""
+    kept_bytes: int = 16 * MIB
+    """Bytes of results kept although they were handed to their client."""
+    kept_for_absent_bytes: int = 512 * MIB
+    """Bytes of results kept for clients that were away when they came."""
+    drain_s: float = 25.0
+    """How long open jobs may go on once the daemon is told to stop."""
+    quotas: Quotas = field(default_factory=Quotas)

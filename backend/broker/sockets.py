@@ -1,0 +1,176 @@
+"""The two ROUTER sockets, and what each of them must never do: drop a result, wait for a slow reader, trust an unproven sender."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import zmq
+
+from ..wire import limits
+from ..wire.codec import Frame
+from .auth import make_curve_server, user_of
+from .keys import KeyPair
+
+log = logging.getLogger(__name__)
+
+BATCH = 32
+"""Messages taken from one socket before the others get their turn."""
+CLIENT_SEND_MARK = 64
+"""Messages that libzmq holds for one client that does not read."""
+CLIENT_RECEIVE_MARK = 16
+OUTBOX_MESSAGES = 1024
+"""Messages that we hold for a client beyond that. More means that it never reads: they are dropped, its results stay kept."""
+OUTBOX_RETRY_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A message that a slow client has not taken yet."""
+
+    frames: list[Any]
+    replaces: str | None
+    """Job whose older message of this kind it makes worthless."""
+
+
+class ClientSocket:
+    """ROUTER for clients, over TCP and CURVE."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], key: KeyPair) -> None:
+        self.socket = context.socket(zmq.ROUTER)
+        make_curve_server(self.socket, key)
+        self.socket.maxmsgsize = limits.TENSOR_BYTES  # of one frame
+        self.socket.router_mandatory = True
+        self.socket.sndhwm = CLIENT_SEND_MARK
+        self.socket.rcvhwm = CLIENT_RECEIVE_MARK
+        self.socket.linger = 1000
+        self.socket.tcp_keepalive = 1
+        self.socket.setsockopt(zmq.HEARTBEAT_IVL, 5000)
+        self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 15000)
+        self._outbox: dict[bytes, deque[Waiting]] = {}
+
+    def bind(self, address: str) -> str:
+        """Listen at ``tcp://HOST:PORT`` (port 0 or ``*``: any); returns the address with the port."""
+        self.socket.bind(address)
+        bound = self.socket.getsockopt(zmq.LAST_ENDPOINT)
+        return bound.decode("ascii").rstrip("\0") if isinstance(bound, bytes) else address
+
+    def receive(self) -> Iterator[tuple[bytes, str | None, list[zmq.Frame]]]:
+        """Messages that are there: (connection, name of its key, frames)."""
+        for frames in _receive(self.socket):
+            yield frames[0].bytes, user_of(frames[-1]), frames[1:]
+
+    def send(self, peer: bytes, frames: Sequence[Frame], *, replaces: str | None = None) -> None:
+        """Send now, or as soon as the client takes it; a client that is gone gets nothing."""
+        ready = sendable(frames)
+        waiting = self._outbox.get(peer)
+        if waiting is None:
+            if self._try(peer, ready):
+                return
+            waiting = self._outbox[peer] = deque()
+        if replaces is not None:
+            waiting = self._outbox[peer] = deque(item for item in waiting if item.replaces != replaces)
+        waiting.append(Waiting(ready, replaces))
+        if len(waiting) > OUTBOX_MESSAGES:
+            log.warning("a client does not read what it asks for; dropped %d messages", len(waiting))
+            waiting.clear()
+
+    def send_tracked(self, peer: bytes, frames: Sequence[Frame]) -> Callable[[], bool] | None:
+        """Send a message that may be lost; returns what tells whether its last frame has left this process.
+
+        None if it cannot be sent now: the client is slow, or gone.
+        """
+        if peer in self._outbox:
+            return None
+        *ready, last = sendable(frames)
+        tracked = zmq.Frame(memoryview(last), track=True, copy=False, copy_threshold=0)
+        if not self._try(peer, [*ready, tracked]):
+            return None
+        tracker = tracked.tracker
+        return lambda: tracker is None or bool(tracker.done)
+
+    def flush(self) -> None:
+        """Try again what slow clients have not taken."""
+        for peer, waiting in list(self._outbox.items()):
+            while waiting and self._try(peer, waiting[0].frames):
+                waiting.popleft()
+            if not waiting:
+                del self._outbox[peer]
+
+    def forget(self, peer: bytes) -> None:
+        """The client vanished: what waits for it is waste."""
+        self._outbox.pop(peer, None)
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether somebody has not taken everything."""
+        return bool(self._outbox)
+
+    def close(self) -> None:
+        """Close; messages that were sent get a second to leave."""
+        self.socket.close()
+
+    def _try(self, peer: bytes, frames: list[Any]) -> bool:
+        """True if it was sent, or never can be."""
+        try:
+            self.socket.send_multipart([peer, *frames], flags=zmq.DONTWAIT, copy=False)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as error:
+            if error.errno != errno.EHOSTUNREACH:
+                raise
+        return True
+
+
+class RankSocket:
+    """ROUTER for ranks, over a Unix socket that only this user can reach."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        self.socket = context.socket(zmq.ROUTER)
+        self.socket.maxmsgsize = limits.TENSOR_BYTES
+        self.socket.router_mandatory = True
+        self.socket.sndhwm = 0  # one turn at a time: what the ranks have not read is bounded by that
+        self.socket.linger = 0
+
+    def bind(self, address: str) -> None:
+        """Listen."""
+        self.socket.bind(address)
+
+    def receive(self) -> Iterator[tuple[bytes, list[zmq.Frame]]]:
+        """Messages that are there: (rank's identity, frames)."""
+        for frames in _receive(self.socket):
+            yield frames[0].bytes, frames[1:]
+
+    def send(self, peer: bytes, frames: Sequence[Frame]) -> None:
+        """Send. A rank that is gone gets nothing: the supervisor will say that it died."""
+        try:
+            self.socket.send_multipart([peer, *sendable(frames)], flags=zmq.DONTWAIT, copy=False)
+        except zmq.ZMQError as error:
+            if error.errno != errno.EHOSTUNREACH:
+                raise
+
+    def close(self) -> None:
+        """Close."""
+        self.socket.close()
+
+
+def _receive(socket: zmq.Socket[bytes]) -> Iterator[list[zmq.Frame]]:
+    with contextlib.suppress(zmq.Again):
+        for _ in range(BATCH):
+            yield socket.recv_multipart(flags=zmq.DONTWAIT, copy=False)
+
+
+def sendable(frames: Sequence[Frame]) -> list[Any]:
+    """Frames for ``send_multipart``. One that came from a socket goes out as the message it is: shared, not copied, not pinned."""
+    return [_message_behind(frame) for frame in frames]
+
+
+def _message_behind(frame: Frame) -> Any:
+    if isinstance(frame, memoryview) and isinstance(frame.obj, zmq.Frame) and frame.nbytes == len(frame.obj):
+        return frame.obj
+    return frame

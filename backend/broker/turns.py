@@ -1,0 +1,123 @@
+"""Whose turn is next.
+
+Among clients with work waiting, the one that has waited longest since its last turn goes first; within a client, first come first
+served. After an Evaluate reply the group stays with that trajectory for a moment, so that a loop in the client does not lose its
+place at every step.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from .clients import ClientKey
+
+CLIENTS_REMEMBERED = 4096
+
+
+@dataclass(slots=True)
+class Hold:
+    """The group stays with one trajectory."""
+
+    owner: ClientKey
+    job_id: str
+    since_s: float
+    """When it began to have the group to itself."""
+    until_s: float
+
+
+@dataclass(slots=True)
+class TurnQueue:
+    """Jobs that wait for a turn."""
+
+    hold_s: float
+    hold_longest_s: float
+    _waiting: dict[ClientKey, deque[str]] = field(default_factory=dict)
+    """Clients with work waiting, in order of arrival."""
+    _last_turn: dict[ClientKey, int] = field(default_factory=dict)
+    """Number of a client's last turn."""
+    _turns: int = 0
+    _hold: Hold | None = None
+
+    def __len__(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
+    def push(self, owner: ClientKey, job_id: str, *, first: bool = False) -> None:
+        """Queue a job, at the head of its client's queue if ``first``."""
+        queue = self._waiting.setdefault(owner, deque())
+        if first:
+            queue.appendleft(job_id)
+        else:
+            queue.append(job_id)
+
+    def remove(self, owner: ClientKey, job_id: str) -> None:
+        """Take a job out that will not run."""
+        self._waiting[owner].remove(job_id)
+        if not self._waiting[owner]:
+            del self._waiting[owner]
+
+    def order(self) -> list[str]:
+        """Job ids in the order in which they would run if nothing else came."""
+        queues = [list(self._waiting[owner]) for owner in self._clients_in_order()]
+        longest = max(map(len, queues), default=0)
+        return [queue[place] for place in range(longest) for queue in queues if place < len(queue)]
+
+    def choose(self, now_s: float, may_run: Callable[[str], bool]) -> str | None:
+        """The job that runs next, taken out of the queue; None if none can run or the group is being held.
+
+        A job that may not run yet is passed over: its client's next one, or the next client, goes before it.
+        """
+        hold = self._current_hold(now_s)
+        if hold:
+            waits = hold.job_id in self._waiting.get(hold.owner, ()) and may_run(hold.job_id)
+            return self._take(hold.owner, hold.job_id) if waits else None
+        for owner in self._clients_in_order():
+            for job_id in self._waiting[owner]:
+                if may_run(job_id):
+                    return self._take(owner, job_id)
+        return None
+
+    def _take(self, owner: ClientKey, job_id: str) -> str:
+        self.remove(owner, job_id)
+        self._note_turn(owner)
+        return job_id
+
+    def hold_for(self, owner: ClientKey, job_id: str, now_s: float) -> None:
+        """An Evaluate of this trajectory was answered: the group stays with it for ``hold_s``."""
+        again = self._hold is not None and self._hold.job_id == job_id
+        since_s = self._hold.since_s if again and self._hold else now_s
+        self._hold = Hold(owner, job_id, since_s, now_s + self.hold_s)
+
+    def release(self, job_id: str) -> None:
+        """This trajectory ended: nobody waits for it."""
+        if self._hold and self._hold.job_id == job_id:
+            self._hold = None
+
+    def held_until_s(self) -> float | None:
+        """When the hold ends for whoever waits."""
+        if self._hold is None:
+            return None
+        longest_s = self._hold.since_s + self.hold_longest_s
+        return min(self._hold.until_s, longest_s) if self._others_wait(self._hold.owner) else self._hold.until_s
+
+    def _current_hold(self, now_s: float) -> Hold | None:
+        if self._hold and now_s >= self._hold.until_s:
+            self._hold = None
+        if self._hold and now_s - self._hold.since_s >= self.hold_longest_s and self._others_wait(self._hold.owner):
+            self._hold = None
+        return self._hold
+
+    def _others_wait(self, owner: ClientKey) -> bool:
+        return any(other != owner for other in self._waiting)
+
+    def _clients_in_order(self) -> list[ClientKey]:
+        # A dict keeps the order of arrival and sorting is stable: clients that never had a turn go first, by arrival.
+        return sorted(self._waiting, key=lambda owner: self._last_turn.get(owner, 0))
+
+    def _note_turn(self, owner: ClientKey) -> None:
+        self._turns += 1
+        self._last_turn.pop(owner, None)
+        self._last_turn[owner] = self._turns
+        if len(self._last_turn) > CLIENTS_REMEMBERED:
+            del self._last_turn[next(iter(self._last_turn))]

@@ -1,0 +1,115 @@
+"""The state directory as the command line sees it: which one, whether it can be used, and which daemon runs in it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import fcntl
+import os
+from pathlib import Path
+from typing import Final
+
+from ..errors import ConnectionFileProblem
+from ..wire.connection import STATE_DIR_VARIABLE, ensure_private_dir, state_dir
+from .main import CommandError
+
+LOCK_FILE: Final = "daemon.lock"
+LOGS_FOLDER: Final = "logs"
+
+
+def add_argument(parser: argparse.ArgumentParser) -> None:
+    """``--state-dir``"""
+    parser.add_argument(
+        "--state-dir",
+        type=Path,
+        metavar="DIR",
+        help=f"where keys, sockets and logs are (default: ${STATE_DIR_VARIABLE}, or {state_dir()})",
+    )
+
+
+def chosen(options: argparse.Namespace) -> Path:
+    """The directory that a command is about."""
+    given: Path | None = options.state_dir
+    return (given or state_dir()).expanduser()
+
+
+def prepare(path: Path) -> Path:
+    """Make the directory and its logs folder.
+
+    Raises:
+        CommandError: it cannot be made or written, or others may look into it.
+    """
+    try:
+        ensure_private_dir(path)
+        (path / LOGS_FOLDER).mkdir(mode=0o700, exist_ok=True)
+    except ConnectionFileProblem as error:
+        raise CommandError(f"{error} (state directory: {path})") from error
+    except OSError as error:
+        raise CommandError(
+            f"{_remedy(error)}: the state directory {path} cannot be made ({error.strerror})."
+        ) from error
+    return path
+
+
+class DaemonLock:
+    """Held by the one daemon of a state directory. The kernel lets go of it however the daemon ends."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path / LOCK_FILE
+        self._fd: int | None = None
+
+    def take(self) -> None:
+        """Become the daemon.
+
+        Raises:
+            CommandError: another one runs, or the disk cannot be written.
+        """
+        try:
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise CommandError(f"{_remedy(error)}: {self._path} cannot be written ({error.strerror}).") from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode("ascii"), 0)
+        except BlockingIOError:
+            os.close(fd)
+            raise CommandError(
+                f"Use the daemon that runs already (process {self.holder()}), or stop it with `tutti stop`: "
+                f"a state directory has one daemon."
+            ) from None
+        except OSError as error:
+            os.close(fd)
+            raise CommandError(f"{_remedy(error)}: {self._path} cannot be written ({error.strerror}).") from error
+        self._fd = fd
+
+    def release(self) -> None:
+        """Stop being the daemon."""
+        if self._fd is not None:
+            os.ftruncate(self._fd, 0)
+            os.close(self._fd)
+            self._fd = None
+
+    def holder(self) -> int | None:
+        """Process id of the daemon that runs, or None."""
+        try:
+            fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with contextlib.suppress(ValueError):
+                return int(os.pread(fd, 32, 0))
+        finally:
+            os.close(fd)
+        return None
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        return "Free some disk space"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"Choose a directory that you may write to (--state-dir, or ${STATE_DIR_VARIABLE})"
+    return f"Choose another directory (--state-dir, or ${STATE_DIR_VARIABLE})"

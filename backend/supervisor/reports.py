@@ -1,0 +1,80 @@
+"""What the launcher tells the daemon, one JSON object a line, over a pipe that only they have."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+REPORT_FD_VARIABLE: Final = "TUTTI_REPORT_FD"
+LINE_BYTES: Final = 4096
+"""Below PIPE_BUF: a line is written whole or not at all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RanksStarted:
+    """The ranks were spawned."""
+
+    pids: tuple[int, ...]
+    """In order of rank."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankEnded:
+    """The first rank that ended."""
+
+    rank: int
+    pid: int
+    signal: int | None
+    """What killed it, or None."""
+    status: int | None
+    """What it exited with, or None."""
+
+    def cause(self) -> str:
+        """As the middle of a sentence."""
+        return f"rank {self.rank} {how_it_ended(self.signal, self.status)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LauncherFailed:
+    """The launcher could not do its work."""
+
+    text: str
+
+
+Report = RanksStarted | RankEnded | LauncherFailed
+_REPORTS: dict[str, type[Any]] = {cls.__name__: cls for cls in (RanksStarted, RankEnded, LauncherFailed)}
+
+
+def how_it_ended(number: int | None, status: int | None) -> str:
+    """``was killed by signal 9 (SIGKILL)`` or ``ended with exit status 3``."""
+    if number is None:
+        return f"ended with exit status {status}"
+    try:
+        return f"was killed by signal {number} ({signal.Signals(number).name})"
+    except ValueError:
+        return f"was killed by signal {number}"
+
+
+def write_report(fd: int, report: Report) -> None:
+    """Tell the daemon. If it is gone nobody needs to know."""
+    line = json.dumps({"report": type(report).__name__, **asdict(report)})[: LINE_BYTES - 1]
+    try:
+        os.write(fd, line.encode("utf-8") + b"\n")
+    except BrokenPipeError:
+        return
+
+
+def read_report(line: bytes) -> Report | None:
+    """A line as a report; None if it is none."""
+    try:
+        data = json.loads(line)
+        cls = _REPORTS[data.pop("report")]
+        if "pids" in data:
+            data["pids"] = tuple(int(pid) for pid in data["pids"])
+        report: Report = cls(**data)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return report
