@@ -114,7 +114,13 @@ def write_private(path: Path, text: str, *, keep_existing: bool = False) -> None
 
 
 def read_private(path: Path) -> str:
-    """The text of a small private file of ours. Checked and read through one handle, so that it cannot be changed in between."""
+    """The text of a small private file of ours. Checked and read through one handle: nobody can swap it in between.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ConnectionFileProblem: others can read it, or it is no readable file of a sane size.
+        UnicodeDecodeError: it is not text.
+    """
     try:
         with open(path, "rb", opener=_open_at_once) as file:
             info = os.fstat(file.fileno())

@@ -73,7 +73,7 @@ def _refuse_container(_: Any) -> NoReturn:
 def _limits_bind_only_values() -> bool:
     """Whether ``max_array_len`` leaves array headers alone. The compiled msgpack applies it to values that it builds,
     so 0 forbids them; its pure-Python twin (no compiler, no wheel) applies it to headers too."""
-    unpacker = msgpack.Unpacker(None, max_array_len=0)
+    unpacker = msgpack.Unpacker(None, max_array_len=0, max_buffer_size=1)  # it reserves what it may hold
     unpacker.feed(b"\x91")
     try:
         unpacker.read_array_header()

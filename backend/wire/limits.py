@@ -55,6 +55,9 @@ OPTION_NAME_LENGTH: Final = 64
 TEXT_LENGTH: Final = 4_096
 """Longest text for people (an error, a progress line), in characters."""
 
+LISTED: Final = 64
+"""Most jobs, and most resident models, that one message lists."""
+
 SIGMAS: Final = 10_001
 """Most sigmas of one trajectory."""
 

@@ -10,7 +10,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .dtypes import ComputeDtype
-from .limits import ARRAY_LENGTH, BRANCHES, KIND_LENGTH, MANIFEST_NUMBERS, NAME_LENGTH, TENSOR_FRAMES, TEXT_LENGTH
+from .limits import (
+    ARRAY_LENGTH,
+    BRANCHES,
+    KIND_LENGTH,
+    LISTED,
+    MANIFEST_NUMBERS,
+    NAME_LENGTH,
+    TENSOR_FRAMES,
+    TEXT_LENGTH,
+)
 from .schema import Scalar, bounded
 from .tensors import TensorSpec
 
@@ -81,7 +90,7 @@ class ManifestEntry:
 
     name: str = field(metadata=_NAME)
     kind: str = field(metadata=bounded(length=KIND_LENGTH))
-    numbers: tuple[int, ...] = field(metadata=bounded(low=0, length=MANIFEST_NUMBERS))
+    numbers: tuple[int, ...] = field(metadata=bounded(low=0, items=MANIFEST_NUMBERS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,10 +149,10 @@ class Status:
     transport: str = field(metadata=_NAME)
     device: str = field(metadata=_NAME)
     ranks: tuple[RankStatus, ...]
-    resident: tuple[str, ...] = field(metadata=bounded(length=NAME_LENGTH))
+    resident: tuple[str, ...] = field(metadata=bounded(items=LISTED, length=NAME_LENGTH))
     """Names of the models in memory."""
-    jobs: tuple[JobStatus, ...] = field(metadata=bounded(length=64))
-    """Running job first, then the queue in order; at most 64."""
+    jobs: tuple[JobStatus, ...] = field(metadata=bounded(items=LISTED))
+    """Running job first, then the queue in order."""
     queued: int = field(metadata=_COUNT)
     finished: int = field(metadata=_COUNT)
     failed: int = field(metadata=_COUNT)
@@ -193,7 +202,7 @@ class Sample:
     """Guidance scale; at 1 the negative branch is not sent."""
     timestep_multiplier: float = field(metadata=bounded(low=1e-6, high=1e6))
     """What the network is given is ``sigma * timestep_multiplier``."""
-    branches: tuple[Branch, ...] = field(metadata=bounded(length=BRANCHES))
+    branches: tuple[Branch, ...] = field(metadata=bounded(items=BRANCHES))
     previews: bool
     """Whether Preview messages are wanted."""
     keep_if_client_gone: bool = True
@@ -236,7 +245,7 @@ class Evaluate:
     turn: int = field(metadata=_COUNT)
     """0, 1, 2, ... A repeated turn is answered again, not run again; a gap is an error."""
     on: ModelRef
-    calls: tuple[Call, ...] = field(metadata=bounded(length=BRANCHES))
+    calls: tuple[Call, ...] = field(metadata=bounded(items=BRANCHES))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -358,8 +367,8 @@ class Prepare:
     fingerprint: str = field(metadata=bounded(length=64))
     plan: str = field(metadata=_NAME)
     """What the daemon was started with, for a job that names none: a plan, or ``auto``."""
-    specs: tuple[TensorSpec, ...] = field(metadata=bounded(length=TENSOR_FRAMES))
-    forget: tuple[str, ...] = field(metadata=bounded(length=ARRAY_LENGTH, pattern=r"[0-9a-f]{32}"))
+    specs: tuple[TensorSpec, ...] = field(metadata=bounded(items=TENSOR_FRAMES))
+    forget: tuple[str, ...] = field(metadata=bounded(items=ARRAY_LENGTH, length=32, pattern=r"[0-9a-f]{32}"))
     """Trajectories whose state every rank drops now."""
     sample: Sample | None = None
     evaluate: Evaluate | None = None
@@ -401,7 +410,7 @@ class Done:
 
     sequence: int = field(metadata=_POSITIVE)
     memory_bytes: int = field(metadata=_COUNT)
-    resident: tuple[str, ...] = field(metadata=bounded(length=NAME_LENGTH))
+    resident: tuple[str, ...] = field(metadata=bounded(items=LISTED, length=NAME_LENGTH))
 
 
 MESSAGES: dict[str, type[Any]] = {

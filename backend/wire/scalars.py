@@ -22,20 +22,21 @@ class SchemaError(ValueError):
     def __init__(self, what: str, where: str = "") -> None:
         super().__init__(what)
         self.what = what
-        self.where = where
+        self.where = _shown(where)
 
     def within(self, name: str) -> None:
-        """Say that the field meant so far lies inside ``name``. Called on the way out, so that a good message pays
-        nothing for it."""
-        if not name:
-            return
-        name = name if len(name) <= 80 else f"{name[:77]}..."
-        name = name if name.isprintable() else repr(name)  # a peer chose it: no line breaks into our log
-        dot = "." if self.where and not self.where.startswith("[") else ""
-        self.where = f"{name}{dot}{self.where}"
+        """Say that the field meant so far lies inside ``name``. Called on the way out: a good message pays nothing."""
+        dot = "." if name and self.where and not self.where.startswith("[") else ""
+        self.where = f"{_shown(name)}{dot}{self.where}"
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}" if self.where else self.what
+
+
+def _shown(name: str) -> str:
+    """A name that a peer may have chosen, fit for a log: short, and without line breaks."""
+    name = name if len(name) <= 80 else f"{name[:77]}..."
+    return name if name.isprintable() else repr(name)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +47,10 @@ class Bounds:
     """Smallest number."""
     high: float = math.inf
     """Largest number."""
-    length: int = ARRAY_LENGTH
-    """Most elements of a tuple, most characters of a string."""
+    length: int = TEXT_LENGTH
+    """Most characters of a string."""
+    items: int = ARRAY_LENGTH
+    """Most elements of a tuple; the other bounds are those of each."""
     pattern: re.Pattern[str] | None = None
     """What a string must match in full."""
     secret: bool = False
@@ -58,13 +61,14 @@ def bounded(
     *,
     low: float = -math.inf,
     high: float = math.inf,
-    length: int = ARRAY_LENGTH,
+    length: int = TEXT_LENGTH,
+    items: int = ARRAY_LENGTH,
     pattern: str | None = None,
     secret: bool = False,
 ) -> dict[str, Any]:
     """Field metadata that carries :class:`Bounds`: ``field(metadata=bounded(low=0))``."""
     compiled = re.compile(pattern) if pattern else None
-    return {"bounds": Bounds(low=low, high=high, length=length, pattern=compiled, secret=secret)}
+    return {"bounds": Bounds(low=low, high=high, length=length, items=items, pattern=compiled, secret=secret)}
 
 
 def literal(allowed: frozenset[str]) -> Check:

@@ -150,7 +150,7 @@ def _kind(hint: Any, bounds: Bounds) -> Kind:
     if origin is typing.Literal:
         return _scalar(literal(frozenset(args)))
     if origin is tuple:
-        return _array(_kind(args[0], bounds), bounds.length)
+        return _array(_kind(args[0], bounds), bounds.items)
     if hint == dict[str, Scalar]:
         return Kind(_read_options, _write_options)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):

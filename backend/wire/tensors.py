@@ -23,7 +23,7 @@ class TensorSpec:
     """Its name within the message, such as ``branch.0.context``."""
     dtype: WireDtype
     """Element type."""
-    shape: tuple[int, ...] = field(metadata=bounded(low=0, high=DIM_SIZE, length=TENSOR_DIMS))
+    shape: tuple[int, ...] = field(metadata=bounded(low=0, high=DIM_SIZE, items=TENSOR_DIMS))
     """Sizes, outermost first; row-major, dense."""
 
     @property

@@ -11,6 +11,7 @@ from ..raw import Pairs, Raw, pack
 from .row import Row
 
 DESCRIBED = EXAMPLES["Described"].frames()
+MANY = b"\xdc\x40\x00" + b"\x90" * 16_384
 GOOD = ["img_in.weight", "BF16", [3072, 64]]
 
 
@@ -36,7 +37,7 @@ MANIFESTS = (
     _bytes("claims one entry more", pack([GOOD]).replace(b"\x91", b"\x92", 1), "manifest, entry 1: OutOfData"),
     _bytes("a byte after it", DESCRIBED[2] + b"\xc0", "bytes follow the last entry"),
     _bytes("twice in one frame", DESCRIBED[2] * 2, "bytes follow the last entry"),
-    _bytes("4 MiB of empty arrays", b"\xdc\x40\x00" + b"\x90" * ((4 << 20) - 3), "entry 0: an entry is a name"),
+    _bytes("4 MiB of empty arrays", b"\xdc\x00\xff" + MANY * 255, "entry 0: an entry is a name"),
     _bytes("4 MiB of nested arrays", b"\x91" * (4 << 20), "manifest, entry 0: an entry is a name"),
     _rows("a map", Pairs([("img_in.weight", [3072, 64])]), "manifest, entry 0: ValueError"),
     _rows("16,385 entries", [["a", "F32", []]] * 16_385, "16385 entries, at most 16384"),
