@@ -7,6 +7,7 @@ The choice depends on device, dtype and head_dim only: it is the same on every r
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple, Protocol
 
 import torch
@@ -109,6 +110,7 @@ PROVIDERS: tuple[AttentionProvider, ...] = (CpuFlash(), CudaFlash(), CudaEfficie
 """In order of preference."""
 
 
+@functools.cache
 def choose_provider(device: torch.device, dtype: torch.dtype, head_dim: int) -> AttentionProvider:
     """The first exact provider that takes such tensors."""
     for provider in PROVIDERS:

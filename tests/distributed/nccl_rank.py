@@ -1,4 +1,4 @@
-"""What the one rank of test_flux_gpu runs: every primitive over a NCCL group of itself."""
+"""What the one rank of test_nccl runs: every primitive over a NCCL group of itself."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """A real rank that also keeps a diary, and has a model that fails on demand: what test_worker_* and test_cancel start.
 
+``TEST_DROPPING_RANK`` names a rank that throws away what it receives from the others.
 Diary: one JSON line per model call and per finished Sample in ``$TEST_RANKS_FOLDER/<rank>.diary``, with the SHA-256 of what this rank holds.
 A checkpoint called ``fault.safetensors`` is not read; its options say how a call ends: ``call_s`` (how long it takes), ``fail``
 (``memory``, ``bug`` or ``exit``), ``fail_rank`` (-1: every rank) and ``fail_call`` (counted from 0 within the process).
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 from tutti.backend.models.adapter import Option
 from tutti.backend.models.registry import ResidentModel, load_model
+from tutti.backend.parallel.exchange import RawCodec
 from tutti.backend.supervisor.liveness import watch
 from tutti.backend.worker import loop
 from tutti.backend.worker.null_model import NullAdapter
@@ -87,6 +89,11 @@ def load(path: Path, *, dtype: torch.dtype, device: torch.device, progress: Call
     return model
 
 
+def drop(codec: RawCodec, payload: Tensor, landing: Tensor) -> Tensor:
+    """What a rank does that throws away what it receives."""
+    return landing.zero_()
+
+
 run_sample = loop.run_sample
 
 
@@ -97,6 +104,8 @@ def run_sample_with_diary(*arguments: Any) -> Any:
 
 
 if __name__ == "__main__":
+    if os.environ.get("TEST_DROPPING_RANK") == str(RANK):
+        RawCodec.decode = drop  # type: ignore[method-assign]
     loop.run_sample = run_sample_with_diary
     watch()
     run_rank(load)
