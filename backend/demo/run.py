@@ -75,7 +75,7 @@ def _write_checkpoint(path: Path) -> None:
     from ..models.tiny import write_tiny_flux
 
     path.parent.mkdir(parents=True)
-    write_tiny_flux(path, hidden=512, depth=2, depth_single=4, context_dim=_CONTEXT_WIDTH, vec_dim=_POOLED_WIDTH)
+    write_tiny_flux(path, hidden=512, depth=2, depth_single=4, context_dim=_CONTEXT_WIDTH, pooled_dim=_POOLED_WIDTH)
 
 
 @contextmanager
