@@ -34,11 +34,19 @@ def stock_velocities(
     save_file(inputs, folder / "inputs.safetensors")
     cases = [{"name": name, "references": len(call.references), "method": call.method} for name, call in calls.items()]
     (folder / "job.json").write_text(json.dumps({"checkpoint": str(checkpoint), "dtype": dtype, "cases": cases}))
-    command = [COMFYUI / "venv/bin/python", Path(__file__).with_name("stock_flux.py"), COMFYUI / "ComfyUI", folder]
+    script = REPOSITORY / "benchmarks" / "stock_flux.py"
+    command = [COMFYUI / "venv/bin/python", script, COMFYUI / "ComfyUI", folder, "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONWARNINGS", None)  # ComfyUI's own dependencies warn
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=False, timeout=timeout_s, cwd=folder
+        command,
+        input="".join(f"{name}\n" for name in calls),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout_s,
+        cwd=folder,
     )
     if done.returncode:
         raise AssertionError(f"stock ComfyUI ended with {done.returncode}\n{done.stderr[-3000:]}")
