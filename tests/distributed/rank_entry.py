@@ -2,6 +2,7 @@
 
 ``TEST_DROPPING_RANK`` names a rank that throws away what it receives from the others.
 Diary: one JSON line per model call and per finished Sample in ``$TEST_RANKS_FOLDER/<rank>.diary``, with the SHA-256 of what this rank holds.
+Calls: start and end of every model call in ``<rank>.calls``, on the clock that all processes of a machine share.
 A checkpoint called ``fault.safetensors`` is not read; its options say how a call ends: ``call_s`` (how long it takes), ``fail``
 (``memory``, ``bug`` or ``exit``), ``fail_rank`` (-1: every rank) and ``fail_call`` (counted from 0 within the process).
 """
@@ -27,7 +28,9 @@ from tutti.backend.worker.null_model import NullAdapter
 from tutti.backend.worker.rank import run_rank
 
 RANK = int(os.environ["RANK"])
-DIARY = Path(os.environ["TEST_RANKS_FOLDER"]) / f"{RANK}.diary"
+FOLDER = Path(os.environ["TEST_RANKS_FOLDER"])
+DIARY = FOLDER / f"{RANK}.diary"
+CALLS = FOLDER / f"{RANK}.calls"
 
 
 def write(**facts: Any) -> None:
@@ -83,7 +86,11 @@ def load(path: Path, *, dtype: torch.dtype, device: torch.device, progress: Call
         x: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor], options: Mapping[str, Option]
     ) -> Tensor:
         write(event="call", x=digest({"x": x, "timestep": timestep, **conditioning}), shape=list(x.shape))
-        return whole(x, timestep, conditioning, options)
+        start_s = time.monotonic()
+        answer = whole(x, timestep, conditioning, options)
+        with CALLS.open("a") as file:
+            file.write(f"{start_s} {time.monotonic()}\n")
+        return answer
 
     model.adapter.velocity = velocity  # type: ignore[method-assign]
     return model

@@ -89,7 +89,7 @@ class RankGroup:
             evaluate=job if isinstance(job, Evaluate) else None,
         )
         for rank in range(self.world_size):
-            self._send(rank, encode(prepare, frames if rank == 0 else None))
+            self.send(rank, encode(prepare, frames if rank == 0 else None))
         return Turn(self._sequence, job.job_id)
 
     def wait_prepared(self, turn: Turn) -> None:
@@ -109,7 +109,7 @@ class RankGroup:
     def cancel(self, turn: Turn) -> None:
         """Send Cancel to rank 0."""
         turn.cancelled_at_s = time.monotonic()
-        self._send(0, encode(Cancel(job_id=turn.job_id)))
+        self.send(0, encode(Cancel(job_id=turn.job_id)))
 
     def wait_done(self, turn: Turn) -> Turn:
         """Until every rank has left the job."""
@@ -174,12 +174,13 @@ class RankGroup:
             for rank in range(self.world_size)
         )
 
-    def _send(self, rank: int, frames: list[Any]) -> None:
+    def send(self, rank: int, frames: list[Any]) -> None:
+        """Anything, to one rank."""
         self.socket.send_multipart([self._identities[rank], *frames], copy=False)
 
     def _send_all(self, message: Go | Abort) -> None:
         for rank in range(self.world_size):
-            self._send(rank, encode(message))
+            self.send(rank, encode(message))
 
 
 @contextlib.contextmanager
