@@ -20,8 +20,10 @@ def content_digest(tensors: Tensors) -> str:
 
 def job_digest(client_id: str, node_id: str, frames: Iterable[bytes | memoryview]) -> str:
     """The job id: 128-bit BLAKE2b of who asks, for which node, and the message (encoded with an all-zero job id).
-    Hexadecimal."""
-    state = hashlib.blake2b(f"{client_id}|{node_id}|".encode(), digest_size=16)
-    for frame in frames:
-        state.update(frame)
+    Hexadecimal, 32 characters. Every part follows its length, so that no two requests are the same bytes in a row."""
+    state = hashlib.blake2b(digest_size=16)
+    for part in (client_id.encode(), node_id.encode(), *frames):
+        view = memoryview(part)
+        state.update(view.nbytes.to_bytes(8, "little"))
+        state.update(view)
     return state.hexdigest()

@@ -2,7 +2,8 @@
 
     python [-O] -m tests.wire.fuzz --count 1000000 --seed 7
 
-runs it outside pytest and exits 1 at the first finding. Uses no assert statement: it must find the same under ``python -O``.
+runs it outside pytest, after the corpus, and exits 1 at the first finding. No assert statements: it must find the same
+under ``python -O``.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgpack
 from tutti.backend.errors import RemoteProtocolError
 from tutti.backend.wire import codec
 from tutti.backend.wire.codec import Received
 from tutti.backend.wire.limits import TEXT_LENGTH
 
+from .corpus import CORPUS
 from .mutations import Frames, Mutator
 
 LONGEST_S = 0.1
+COMPILED = msgpack.Unpacker.__module__ != "msgpack.fallback"
 
 Decode = Callable[[Frames], Received]
 
@@ -52,6 +56,22 @@ def fuzz(count: int, seed: int, decode: Decode = codec.decode) -> Tally:
             shown = [frame[:400].hex() for frame in frames[:8]]
             raise Finding(f"{error} (seed {seed}, message {index}: {shown})") from error.__cause__
     return tally
+
+
+def try_corpus(decode: Decode = codec.decode) -> None:
+    """Decode the corpus: every row is refused, and for its own reason. (The pure-Python msgpack sees some of them earlier.)
+
+    Raises:
+        Finding: one was not.
+    """
+    for row in CORPUS:
+        try:
+            decode(row.frames)
+        except RemoteProtocolError as error:
+            if type(error) is not row.error or (COMPILED and row.says not in str(error)):
+                raise Finding(f"{row.name}: refused for another reason: {error}") from error
+        else:
+            raise Finding(f"{row.name}: accepted")
 
 
 def _try(frames: Frames, decode: Decode, tally: Tally) -> None:
@@ -93,6 +113,7 @@ def main() -> int:
     arguments = parser.parse_args()
     began_s = time.monotonic()
     try:
+        try_corpus()
         tally = fuzz(arguments.count, arguments.seed)
     except Finding as error:
         print(error, file=sys.stderr)
