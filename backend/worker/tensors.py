@@ -74,16 +74,30 @@ def share(group: Group, specs: Sequence[TensorSpec], frames: Mapping[str, WireTe
     offsets, size_bytes = _layout(specs)
     if not size_bytes:
         return {spec.name: torch.empty(spec.shape, dtype=DTYPES[spec.dtype], device=group.device) for spec in specs}
-    packed = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=group.device.type == "cuda" and group.rank == 0)
-    for spec, offset in zip(specs, offsets, strict=True):
-        if spec.name in frames and spec.size_bytes:
-            packed[offset : offset + spec.size_bytes] = torch.frombuffer(frames[spec.name].data, dtype=torch.uint8)
-    packed = packed.to(group.device)
+    if group.rank == 0:
+        packed = _packed(specs, offsets, size_bytes, frames, group.device)
+    else:
+        packed = torch.empty(size_bytes, dtype=torch.uint8, device=group.device)
     group.broadcast(packed)
     return {
         spec.name: packed[offset : offset + spec.size_bytes].view(DTYPES[spec.dtype]).view(spec.shape)
         for spec, offset in zip(specs, offsets, strict=True)
     }
+
+
+def _packed(
+    specs: Sequence[TensorSpec],
+    offsets: Sequence[int],
+    size_bytes: int,
+    frames: Mapping[str, WireTensor],
+    device: torch.device,
+) -> Tensor:
+    """The frames in one buffer on the device."""
+    packed = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    for spec, offset in zip(specs, offsets, strict=True):
+        if spec.size_bytes:
+            packed[offset : offset + spec.size_bytes] = torch.frombuffer(frames[spec.name].data, dtype=torch.uint8)
+    return packed.to(device)
 
 
 def _layout(specs: Sequence[TensorSpec]) -> tuple[list[int], int]:
