@@ -70,6 +70,7 @@ def install_backend(pack: Path, runner: Runner, *, torch: str, comfy_python: str
         runner.say(f"the back end {version} is installed already: {current.executable}")
         return current
 
+    _remove_others(environment, unfinished_only=True)
     _fill(environment, pack, locks, choice, driver)
     runner.run(
         [current.executable, "doctor"],
@@ -79,7 +80,7 @@ def install_backend(pack: Path, runner: Runner, *, torch: str, comfy_python: str
     )
     environment.record(COMPLETE, mark)
     runner.change(f"point {root / 'current.json'} at {current.executable}", lambda: write_current(root, current))
-    _remove_others(environment.folder, runner)
+    _remove_others(environment)
     if not runner.dry_run:
         runner.say(f"the back end {version} is ready: {current.executable}")
     return current
@@ -182,19 +183,20 @@ def _source_parts(pack: Path) -> Iterator[bytes]:
                 yield (here / file).read_bytes()
 
 
-def _remove_others(keep: Path, runner: Runner) -> None:
-    """Remove older environments, except those that a running process uses."""
-    for folder in sorted(keep.parent.glob("*-*-*")):
-        if folder == keep or not folder.is_dir():
+def _remove_others(keep: Environment, *, unfinished_only: bool = False) -> None:
+    """Remove the other environments, except those that a running process uses."""
+    runner = keep.runner
+    for folder in sorted(keep.folder.parent.glob("*-*-*")):
+        if folder == keep.folder or (unfinished_only and Environment(folder, runner, keep.maker).has_done(COMPLETE)):
             continue
-        if _in_use(folder):
+        if is_in_use(folder):
             runner.say(f"kept {folder}: a daemon runs from it; the next installation removes it")
         else:
             remove = partial(shutil.rmtree, folder, ignore_errors=True)
             runner.change(f"remove the older environment {folder}", remove)
 
 
-def _in_use(folder: Path) -> bool:
+def is_in_use(folder: Path) -> bool:
     """Whether a process was started from this environment. Without /proc there is no cheap way to know: then no."""
     needle = os.fsencode(folder) + b"/"
     for path in Path("/proc").glob("[0-9]*/cmdline"):

@@ -59,7 +59,7 @@ class Environment:
     def __init__(self, folder: Path, runner: Runner, maker: Interpreter) -> None:
         self.folder = folder
         self.runner = runner
-        self._maker = maker
+        self.maker = maker
         self._scripts = folder / ("Scripts" if os.name == "nt" else "bin")
 
     @property
@@ -73,6 +73,10 @@ class Environment:
     def satisfies(self, step: str, mark: str) -> bool:
         """Whether ``step`` was done here with this fingerprint, and the environment's Python is still there."""
         return self.python.exists() and self._notes().get(step) == mark
+
+    def has_done(self, step: str) -> bool:
+        """Whether ``step`` was ever completed here."""
+        return step in self._notes()
 
     def record(self, step: str, mark: str) -> None:
         """Note that ``step`` is done, atomically."""
@@ -96,7 +100,7 @@ class Environment:
         if self.folder.exists():
             self.runner.change(f"remove the broken environment {self.folder}", lambda: shutil.rmtree(self.folder))
         self.runner.run(
-            [self._maker.executable, "-m", "venv", self.folder],
+            [self.maker.executable, "-m", "venv", self.folder],
             title=f"Making the environment {self.folder}",
             remedy="use a complete Python: on Debian and Ubuntu `apt install python3-venv`; an embedded Python (ComfyUI portable) cannot make "
             "environments, so run install.py with a Python from python.org instead.",

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tutti.backend.setup import checkout, comfyui, environment, folders
+from tutti.backend.setup import backend_env, checkout, comfyui, environment, folders
 from tutti.backend.setup.runner import TAIL_LINES, Runner, SetupError
 
 from tests.support.toy_pack import REPOSITORY, ToyPack
@@ -66,15 +66,20 @@ def test_a_back_end_is_installed_kept_replaced_and_never_replaced_by_a_sick_one(
     assert subprocess.run([old, "doctor"], capture_output=True, timeout=30).returncode == 0
 
     pack.write(version="0.2.0")
-    with running(old.with_name("python")):
-        mended = pack.install("backend")
-        assert mended.returncode == 0, mended.stdout + mended.stderr
-        new = json.loads((pack.data / "current.json").read_text())
-        assert new["version"] == "0.2.0"
-        assert old.exists(), "a daemon that runs from the old environment keeps it"
-    pack.write(version="0.3.0")
-    assert pack.install("backend").returncode == 0
-    assert len(list((pack.data / "envs").iterdir())) == 1
+    mended = pack.install("backend")
+    assert mended.returncode == 0, mended.stdout + mended.stderr
+    assert json.loads((pack.data / "current.json").read_text())["version"] == "0.2.0"
+    (remaining,) = (pack.data / "envs").iterdir()
+    assert remaining.name.startswith("0.2.0-cpu-"), "neither the old environment nor the sick one stays"
+
+
+def test_an_environment_that_a_process_runs_from_is_in_use(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True, timeout=100)
+    assert not backend_env.is_in_use(tmp_path / "env")
+    with running(tmp_path / "env" / "bin" / "python"):
+        assert backend_env.is_in_use(tmp_path / "env")
+        assert not backend_env.is_in_use(tmp_path / "en")
+    assert not backend_env.is_in_use(tmp_path / "env")
 
 
 class running:  # noqa: N801 - a context manager, read as a verb
