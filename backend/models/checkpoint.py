@@ -1,7 +1,8 @@
 """Checkpoint files: safetensors only, memory-mapped, and complete or refused.
 
 Tensors come as views of the file's pages: ranks of one host share them, and a tensor costs memory of its own only when its dtype is
-changed or it goes to another device. Messages name tensors, never paths: they cross the wire.
+changed or it goes to another device. (Hazard: a file that is overwritten in place while mapped kills its readers; replace one by renaming.)
+Messages name tensors, never paths: they cross the wire.
 """
 
 from __future__ import annotations

@@ -37,13 +37,13 @@ class Merger:
         self._lse: Tensor | None = None
 
     def add(self, part: Attended) -> None:
-        """Merge one more part."""
+        """Merge one more part; its tensors belong to the merger from then on."""
         precise = torch.promote_types(part.out.dtype, torch.float32)
         if self._out is None or self._lse is None:
             self._out, self._lse = part.out.to(precise), part.lse
             return
         weight = torch.sigmoid(part.lse - self._lse).unsqueeze(-1)
-        self._out = self._out.lerp(part.out.to(precise), weight)
+        self._out.lerp_(part.out.to(precise), weight)
         self._lse = torch.logaddexp(self._lse, part.lse)
 
     def result(self, dtype: torch.dtype, shape: torch.Size, device: torch.device) -> Tensor:
