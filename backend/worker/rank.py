@@ -9,12 +9,12 @@ import sys
 import setproctitle
 import torch
 
+from ..models.registry import load_model
 from ..parallel.group import WorkerGroup
 from ..wire.messages import RankHello
 from .failure import end_process, ends_process_after
 from .link import BrokerLink
 from .loop import RankLoop
-from .null_model import loader_of_this_process
 from .residency import Loader
 from .settings import RankSettings
 from .stopping import Stopped, StopSignal
@@ -25,8 +25,11 @@ GOODBYE_S = 5.0
 log = logging.getLogger(__name__)
 
 
-def run_rank(load: Loader | None = None) -> None:
-    """Join the group, say hello to the broker, and serve until told to stop. Any failure ends the process."""
+def run_rank(load: Loader = load_model) -> None:
+    """Join the group, say hello to the broker, and serve until told to stop. Any failure ends the process.
+
+    ``load`` reads checkpoints; benchmarks and tests bring others.
+    """
     settings = RankSettings.take()
     _name_process(settings)
     stop = StopSignal()
@@ -36,7 +39,7 @@ def run_rank(load: Loader | None = None) -> None:
         link = BrokerLink(settings.endpoint, identity=f"rank-{settings.rank}-{settings.incarnation}".encode())
         link.send(_hello(settings, group))
         try:
-            RankLoop(group, link, load or loader_of_this_process(), stop).run()
+            RankLoop(group, link, load, stop).run()
         except Stopped:
             log.info("told to stop")
     except Exception as error:

@@ -24,7 +24,7 @@ from tutti.backend.models.registry import ResidentModel, load_model
 from tutti.backend.parallel.exchange import RawCodec
 from tutti.backend.supervisor.liveness import watch
 from tutti.backend.worker import loop
-from tutti.backend.worker.null_model import NullAdapter
+from tutti.backend.worker.null_rank import NullAdapter
 from tutti.backend.worker.rank import run_rank
 
 RANK = int(os.environ["RANK"])

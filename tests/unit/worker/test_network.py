@@ -13,7 +13,7 @@ from tutti.backend.parallel.mesh import SequenceMesh
 from tutti.backend.wire.messages import Branch, ModelRef, Sample
 from tutti.backend.worker.control import Action, CallGate
 from tutti.backend.worker.network import GatedNetwork
-from tutti.backend.worker.null_model import NullAdapter
+from tutti.backend.worker.null_rank import NullAdapter
 from tutti.backend.worker.trajectory import check_sigmas, run_sample
 
 CPU = torch.device("cpu")

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from tutti.backend.errors import BadRequest, LocalProtocolError
-from tutti.backend.models.registry import load_model
 from tutti.backend.wire.codec import encode
 from tutti.backend.wire.messages import Failed, Message, Progress
-from tutti.backend.worker import null_model
 from tutti.backend.worker.failure import EXIT_GROUP_BROKEN, as_tutti_error
+from tutti.backend.worker.null_rank import load_null
 from tutti.backend.worker.preview import Previews
 from tutti.backend.worker.report import JobReport, StepClock
 from tutti.backend.worker.settings import RankSettings
 from tutti.backend.worker.stopping import Stopped, StopSignal
-
-from tests.support.checkpoints import write_tiny_flux
 
 CPU = torch.device("cpu")
 ENVIRONMENT = {
@@ -176,24 +171,25 @@ def test_a_collective_that_nobody_joins_ends_the_process_with_a_line_that_says_s
     assert "this rank ends: agreeing took longer than 0.1 s" in done.stderr
 
 
-def test_the_null_model_is_there_only_for_a_daemon_that_was_started_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.WARNING)
-    path = tmp_path / null_model.FILE_NAME
-    write_tiny_flux(path)
-    arguments: dict[str, Any] = {"dtype": torch.float32, "device": CPU, "progress": lambda fraction: None}
-    monkeypatch.delenv(null_model.VARIABLE, raising=False)
-    assert null_model.loader_of_this_process() is load_model
-    monkeypatch.setenv(null_model.VARIABLE, "0")
-    assert null_model.loader_of_this_process()(path, **arguments).family == "flux"
-    monkeypatch.setenv(null_model.VARIABLE, "1")
-    load = null_model.loader_of_this_process()
-    assert load(path, **arguments).family == null_model.FAMILY
-    assert load(path.rename(tmp_path / "other.safetensors"), **arguments).family == "flux"
-
-
 def test_the_null_model_answers_zeros_in_float32() -> None:
-    velocity = null_model.NullAdapter().velocity(torch.ones(1, 2, 3, 4, dtype=torch.bfloat16), torch.ones(1), {}, {})
+    model = load_null(Path("anything"), dtype=torch.bfloat16, device=CPU, progress=lambda fraction: None)
+    velocity = model.adapter.velocity(torch.ones(1, 2, 3, 4, dtype=torch.bfloat16), torch.ones(1), {}, {})
     assert velocity.dtype == torch.float32
+    assert velocity.shape == (1, 2, 3, 4)
     assert not velocity.any()
+
+
+def test_an_ordinary_rank_never_imports_the_null_model() -> None:
+    done = _python(
+        "import sys, tutti.backend.worker.__main__, tutti.backend.worker.rank\n"
+        "assert 'tutti.backend.worker.rank' in sys.modules\n"
+        "assert not any('null' in name for name in sys.modules if name.startswith('tutti'))\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_life_of_a_rank_is_bound_before_anything_heavy_is_imported() -> None:
+    done = _python(
+        "import sys, tutti.backend.worker.__main__\nassert not {'torch', 'zmq', 'diffusers'} & set(sys.modules)"
+    )
+    assert done.returncode == 0, done.stderr

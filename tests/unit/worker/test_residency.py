@@ -11,7 +11,7 @@ import pytest
 import torch
 from tutti.backend.errors import BadCheckpoint, OutOfMemory
 from tutti.backend.models.registry import ResidentModel, load_model
-from tutti.backend.worker.null_model import NullAdapter
+from tutti.backend.worker.null_rank import NullAdapter
 from tutti.backend.worker.residency import ModelKey, ResidentModels, model_budget_bytes, used_bytes
 
 from tests.support.checkpoints import write_tiny_flux
