@@ -19,11 +19,16 @@ import math
 import os
 import platform
 import subprocess
-import tomllib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 TARGETS = Path(__file__).with_name("targets.toml")
 
