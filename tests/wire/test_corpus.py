@@ -6,11 +6,13 @@ import time
 
 import pytest
 from tutti.backend.errors import RemoteProtocolError
-from tutti.backend.wire.codec import decode
+from tutti.backend.wire.codec import Received, decode
 from tutti.backend.wire.limits import TEXT_LENGTH
 
 from tests.wire.corpus import CORPUS
 from tests.wire.corpus.row import Row
+from tests.wire.examples import EXAMPLES
+from tests.wire.fuzz import Finding, try_corpus
 
 LONGEST_S = 0.1
 
@@ -23,6 +25,19 @@ def test_the_corpus_is_large_and_every_row_has_a_name_of_its_own() -> None:
 
 def test_no_two_rows_are_the_same_message() -> None:
     assert len({tuple(row.frames) for row in CORPUS}) == len(CORPUS)
+
+
+def test_the_check_notices_a_row_that_is_accepted_or_refused_for_another_reason() -> None:
+    """The control."""
+    good = decode(EXAMPLES["Ping"].frames())
+    with pytest.raises(Finding, match="accepted"):
+        try_corpus(lambda _: good)
+
+    def refuse(_: list[bytes]) -> Received:
+        raise RemoteProtocolError("no")
+
+    with pytest.raises(Finding, match="refused for another reason"):
+        try_corpus(refuse)
 
 
 @pytest.mark.parametrize("row", CORPUS, ids=lambda row: row.name)

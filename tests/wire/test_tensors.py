@@ -103,6 +103,15 @@ def test_frames_may_be_anything_with_the_buffer_protocol(kind: type) -> None:
         assert received.manifest == example.manifest
 
 
+def test_a_frame_of_the_transport_stays_behind_its_tensor() -> None:
+    """The broker passes tensors on as the transport's own messages: it must find them again."""
+    frames = [zmq.Frame(frame) for frame in EXAMPLES["Result"].frames()]
+    received = decode(frames)
+    assert received.tensors["latent"].data.obj is frames[2]
+    again = encode(received.message, received.tensors)
+    assert again[2].obj is frames[2]
+
+
 def test_tensor_memory_may_have_any_element_type_and_shape() -> None:
     floats = array.array("f", range(60))
     plain = memoryview(floats).cast("B")
