@@ -79,10 +79,6 @@ class Core:
         """How many turns come before a queued job's, if nothing else arrives."""
         return self.queue.order().index(job_id) + (self.turn is not None)
 
-    def turn_job(self) -> Job | None:
-        """The job whose turn is in flight."""
-        return self.jobs.get(self.turn.job_id) if self.turn else None
-
     # --- moves ----------------------------------------------------------------------------------------------------------------
 
     def persist(self, job: Job, reason: str = "") -> None:

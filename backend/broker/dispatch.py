@@ -68,7 +68,7 @@ class Dispatch:
         core = self._core
         job.move(JobState.PREPARING)
         core.group.sequence += 1
-        core.turn = Turn(core.group.sequence, job.job_id)
+        core.turn = Turn(core.group.sequence, job)
         tensors = self._tensors_of(job)
         message = Prepare(
             sequence=core.group.sequence,
@@ -118,9 +118,10 @@ class Dispatch:
 
     def rank_said(self, event: RankSent, rank: Rank, now_s: float) -> None:
         """A message of a rank that said hello. What belongs to an aborted turn is ignored."""
-        turn, job, message = self._core.turn, self._core.turn_job(), event.received.message
-        if turn is None or job is None:
+        turn, message = self._core.turn, event.received.message
+        if turn is None:
             return
+        job = turn.job
         match message:
             case Prepared() if message.sequence == turn.sequence:
                 self._prepared(turn, job, rank)
@@ -205,7 +206,7 @@ class Dispatch:
 
     def group_lost(self, event: GroupLost) -> None:
         """Every rank is gone, and what they kept with them."""
-        core, job = self._core, self._core.turn_job()
+        core, turn = self._core, self._core.turn
         if event.incarnation != core.group.incarnation:
             return
         core.turn = None
@@ -214,8 +215,8 @@ class Dispatch:
         core.uploads.forget_delivery()
         for known in core.jobs.open():
             known.known_to_ranks = False
-        if job:
-            self._lost_in_flight(job, event.cause)
+        if turn:
+            self._lost_in_flight(turn.job, event.cause)
         if event.failed:
             for waiting in list(core.jobs.open()):
                 core.end(waiting, JobState.FAILED, group_failed(event.cause))

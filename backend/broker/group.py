@@ -8,6 +8,7 @@ from typing import Literal
 
 from ..errors import TuttiError
 from ..wire.messages import Done, RankHello
+from .jobs import Job
 
 Condition = Literal["starting", "ready", "restarting", "failed"]
 
@@ -30,7 +31,8 @@ class Turn:
     """One Sample or Evaluate on its way through the three phases."""
 
     sequence: int
-    job_id: str
+    job: Job
+    """It may have ended already, or even begun anew, while ranks still leave this turn."""
     running: bool = False
     """Go was sent."""
     prepared: set[int] = field(default_factory=set)

@@ -1,0 +1,152 @@
+"""Whose turn it is: fair between clients, first come first served within one, and a trajectory keeps its place for half a second."""
+
+from __future__ import annotations
+
+from tutti.backend.broker.turns import TurnQueue
+
+from tests.unit.broker.rig import A, B, Rig, job, ready_rig
+
+ALICE, BOB, CAROL = ("local", "a"), ("local", "b"), ("local", "c")
+
+
+def queue() -> TurnQueue:
+    return TurnQueue(hold_s=0.5, hold_longest_s=60.0)
+
+
+def every(turns: TurnQueue, now_s: float = 0.0) -> list[str]:
+    chosen = []
+    while (job_id := turns.choose(now_s, lambda _: True)) is not None:
+        chosen.append(job_id)
+    return chosen
+
+
+def test_within_a_client_the_first_that_came_is_the_first_that_runs() -> None:
+    turns = queue()
+    for name in ("a1", "a2", "a3"):
+        turns.push(ALICE, name)
+    assert every(turns) == ["a1", "a2", "a3"]
+
+
+def test_clients_take_turns_however_many_jobs_one_of_them_has() -> None:
+    turns = queue()
+    for name in ("a1", "a2", "a3", "a4"):
+        turns.push(ALICE, name)
+    for name in ("b1", "b2"):
+        turns.push(BOB, name)
+    assert turns.order() == ["a1", "b1", "a2", "b2", "a3", "a4"]
+    assert every(turns) == ["a1", "b1", "a2", "b2", "a3", "a4"]
+
+
+def test_the_one_that_waited_longest_since_its_last_turn_goes_first() -> None:
+    turns = queue()
+    turns.push(ALICE, "a1")
+    turns.push(BOB, "b1")
+    every(turns)
+    turns.push(BOB, "b2")
+    turns.push(ALICE, "a2")
+    turns.push(CAROL, "c1")
+    assert every(turns) == ["c1", "a2", "b2"]
+
+
+def test_a_job_that_may_not_run_yet_holds_nobody_up() -> None:
+    turns = queue()
+    turns.push(ALICE, "a1")
+    turns.push(ALICE, "a2")
+    assert turns.choose(0.0, lambda job_id: job_id != "a1") == "a2"
+    assert turns.choose(0.0, lambda job_id: job_id != "a1") is None
+    assert turns.choose(0.0, lambda _: True) == "a1"
+
+
+def test_a_job_given_back_goes_before_its_clients_others() -> None:
+    turns = queue()
+    turns.push(ALICE, "a2")
+    turns.push(ALICE, "a1", first=True)
+    assert every(turns) == ["a1", "a2"]
+
+
+def test_a_held_group_waits_for_its_trajectory_and_no_longer_than_half_a_second() -> None:
+    turns = queue()
+    turns.push(BOB, "b1")
+    turns.hold_for(ALICE, "a1", 10.0)
+    assert turns.choose(10.4, lambda _: True) is None
+    assert turns.held_until_s() == 10.5
+    assert turns.choose(10.5, lambda _: True) == "b1"
+
+
+def test_a_held_trajectory_goes_before_others_that_waited_longer() -> None:
+    turns = queue()
+    turns.push(BOB, "b1")
+    turns.hold_for(ALICE, "a1", 10.0)
+    turns.push(ALICE, "a0")
+    turns.push(ALICE, "a1")
+    assert turns.choose(10.1, lambda _: True) == "a1"
+
+
+def test_a_trajectory_that_ended_is_not_waited_for() -> None:
+    turns = queue()
+    turns.push(BOB, "b1")
+    turns.hold_for(ALICE, "a1", 10.0)
+    turns.release("a1")
+    assert turns.choose(10.1, lambda _: True) == "b1"
+
+
+def test_after_a_minute_in_a_row_another_client_gets_its_turn() -> None:
+    turns = queue()
+    turns.push(BOB, "b1")
+    for step in range(600):
+        turns.hold_for(ALICE, "a1", step * 0.1)
+    turns.push(ALICE, "a1")
+    assert turns.choose(59.95, lambda _: True) == "a1"
+    turns.push(ALICE, "a1")
+    assert turns.choose(60.0, lambda _: True) == "b1"
+
+
+def test_a_minute_in_a_row_is_no_limit_while_nobody_else_waits() -> None:
+    turns = queue()
+    turns.hold_for(ALICE, "a1", 0.0)
+    turns.hold_for(ALICE, "a1", 59.9)
+    turns.push(ALICE, "a2")
+    assert turns.choose(60.1, lambda _: True) is None
+    assert turns.held_until_s() == 59.9 + 0.5
+
+
+def test_the_broker_gives_turns_fairly_between_two_clients() -> None:
+    rig = ready_rig()
+    for number in (1, 2, 3):
+        rig.submit(A, number)
+    rig.submit(B, 11)
+    ran = []
+    while rig.turn_of:
+        ran.append(int(rig.turn_of, 16))
+        rig.run(ran[-1])
+    assert ran == [1, 11, 2, 3]
+
+
+def loop_once(rig: Rig, turn: int) -> None:
+    rig.evaluate(A, 1, turn)
+    rig.run_turn(1, turn)
+
+
+def test_an_evaluate_loop_keeps_its_place_and_loses_it_after_half_a_second() -> None:
+    rig = ready_rig()
+    rig.upload(A, 1)
+    loop_once(rig, 0)
+    rig.submit(B, 2)
+    assert rig.turn_of is None, "the group stays with the trajectory"
+    assert rig.broker.next_deadline_s() == rig.now_s + 0.5
+    rig.wait(0.2)
+    rig.evaluate(A, 1, 1)
+    assert rig.turn_of == job(1)
+    rig.run_turn(1, 1)
+    rig.wait(0.5)
+    assert rig.turn_of == job(2), "it took too long"
+    rig.evaluate(A, 1, 2)
+    rig.run(2)
+    assert rig.turn_of == job(1), "its state survived the other's turn"
+
+
+def test_the_deadline_is_awaited_only_while_somebody_waits() -> None:
+    rig = ready_rig()
+    rig.upload(A, 1)
+    loop_once(rig, 0)
+    assert rig.broker.next_deadline_s() is None
