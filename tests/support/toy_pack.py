@@ -39,10 +39,12 @@ def main():
 
 @dataclass(frozen=True)
 class ToyPack:
-    """The pack's folder and the data folder's parent of its installations."""
+    """A pack that is installed from a folder of wheels, without the network."""
 
     folder: Path
     data_home: Path
+    """Parent of the data folder: its XDG_DATA_HOME."""
+    wheels: Path
 
     @property
     def data(self) -> Path:
@@ -67,15 +69,36 @@ class ToyPack:
         self, *arguments: str, python: str = sys.executable, **variables: str
     ) -> subprocess.CompletedProcess[str]:
         """Run the pack's install.py, with the data folder in our hands and no NVIDIA driver to be found."""
-        environment = {**os.environ, "XDG_DATA_HOME": str(self.data_home), **variables}
+        offline = f"--no-index --find-links '{self.wheels}'"
+        environment = {**os.environ, "XDG_DATA_HOME": str(self.data_home), "TUTTI_PIP_ARGS": offline, **variables}
         return subprocess.run(
             [python, str(self.folder / "install.py"), *arguments],
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=250,
             env=environment,
             cwd=self.data_home,
         )
+
+
+def download_build_tools(folder: Path) -> None:
+    """Fill a folder with the wheels of :func:`build_tools_lock`: the only use of the network."""
+    lock = folder / "lock.txt"
+    lock.write_text(build_tools_lock())
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--no-deps",
+        "--require-hashes",
+        "-r",
+        str(lock),
+        "-d",
+        str(folder),
+    ]
+    subprocess.run(command, check=True, timeout=250)
 
 
 def build_tools_lock() -> str:
