@@ -19,16 +19,11 @@ import math
 import os
 import platform
 import subprocess
-import sys
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 TARGETS = Path(__file__).with_name("targets.toml")
 

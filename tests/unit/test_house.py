@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from pathlib import Path, PurePosixPath
 
@@ -13,11 +14,6 @@ import pytest
 import tutti
 
 from tests.support.house_rules import RULES, Rule
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TEXT_SUFFIXES = {".py", ".md", ".toml", ".json", ".sh", ".js", ".txt", ".cfg", ".yml", ".yaml", ""}
