@@ -143,12 +143,13 @@ class Server:
             ready = dict(poller.poll(self._timeout_ms()))
             self._read(ready)
             now_s = time.monotonic()
-            self._group_events(self._group.step(now_s))
+            if not group_fds.isdisjoint(ready) or _is_due(self._group.next_step_s(), now_s):
+                self._group_events(self._group.step(now_s))
             self._follow_drain(now_s)
-            deadline_s = self._broker.next_deadline_s()
-            if now_s - last_tick_s >= TICK_S or (deadline_s is not None and now_s >= deadline_s):
+            if now_s - last_tick_s >= TICK_S or _is_due(self._broker.next_deadline_s(), now_s):
                 last_tick_s = now_s
                 self._take(Tick())
+                self._group_events(self._group.step(now_s))
             self._previews.flush(now_s)
             if self._clients.has_waiting:
                 self._clients.flush()
@@ -311,6 +312,10 @@ class Server:
             metadata=found.header.metadata,
         )
         return codec.encode(answer, manifest=found.header.tensors)
+
+
+def _is_due(at_s: float | None, now_s: float) -> bool:
+    return at_s is not None and now_s >= at_s
 
 
 def _internal(problem: Exception) -> InternalError:

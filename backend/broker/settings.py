@@ -50,7 +50,7 @@ class BrokerSettings:
     """After so long in a row with one trajectory, a waiting client of another one gets its turn all the same."""
     kept_s: float = 600.0
     """How long a result is kept for a client that asks again."""
-    kept_bytes: int = 16 * MIB
+    kept_bytes: int = 8 * MIB
     """Bytes of results kept although they were handed to their client."""
     kept_for_absent_bytes: int = 512 * MIB
     """Bytes of results kept for clients that were away when they came."""

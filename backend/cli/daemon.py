@@ -23,7 +23,7 @@ from ..broker.keys import AuthorizedKeys, KeyPair, server_key
 from ..broker.ledger import MemoryLedger
 from ..broker.server import Server
 from ..broker.settings import BrokerSettings
-from ..broker.sockets import ClientSocket, RankSocket
+from ..broker.sockets import IO_THREADS, ClientSocket, RankSocket
 from ..broker.state import Broker
 from ..supervisor.incarnation import GroupSettings
 from ..supervisor.runtime_dir import make_runtime_dir
@@ -82,7 +82,7 @@ class Daemon:
         key, local = server_key(settings.state_dir), KeyPair.make()
         authorized = AuthorizedKeys(settings.state_dir)
         self._check_listening(authorized)
-        context = zmq.Context()
+        context = zmq.Context(IO_THREADS)
         stack.callback(context.term)
         gate = Gate(local, authorized)
         zap = ZapHandler(context, gate)

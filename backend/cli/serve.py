@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from ... import __version__
+from ..broker.memory import keep_small
 from ..supervisor.logs import last_lines
 from . import listening, state_directory
 from .daemon import Daemon
@@ -61,6 +62,7 @@ def run(options: argparse.Namespace) -> int:
     settings = _settings(options)
     _log_to(settings.state_dir / state_directory.LOGS_FOLDER)
     _set_title("tutti: daemon")
+    keep_small()
     with Daemon(settings, _say_ready) as daemon:
         _introduce(settings, daemon)
         daemon.run()
