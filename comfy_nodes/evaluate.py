@@ -6,7 +6,7 @@ Conditioning crosses once per trajectory; ComfyUI's stacked branches are taken a
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -46,10 +46,12 @@ class ModelCall:
 class EvaluateTrajectory:
     """One open trajectory. Use :func:`trajectory`, which also ends it."""
 
-    def __init__(self, client: Client, on: ModelRef, listener: Callable[[Received], None]) -> None:
+    def __init__(self, client: Client, on: ModelRef, line: str) -> None:
         self._client = client
         self._on = on
-        self._listener = listener
+        self._line = line
+        """What the node shows while the loop runs."""
+        self._shown = ""
         self._node_id = host.node_id()
         # A loop that runs here cannot be taken up again after a restart, so its id must never meet that of an earlier run.
         self._job_id = job_digest(client.client_id, self._node_id, [secrets.token_bytes(16)])
@@ -74,8 +76,9 @@ class EvaluateTrajectory:
             tensors[f"call.{index}.timestep"] = to_wire(call.timestep)
         message = Evaluate(job_id=self._job_id, node_id=self._node_id, turn=self._turn, on=self._on, calls=tuple(rows))
         self._open = False  # whatever interrupts the wait also ends the trajectory
-        received = self._client.evaluate(message, tensors, self._listener, host.raise_if_interrupted)
+        received = self._client.evaluate(message, tensors, self._listen, host.raise_if_interrupted)
         self._open = True
+        self._show(self._line)
         self._turn += 1
         return [from_wire(received.tensors[f"call.{index}.out"], call.x.device) for index, call in enumerate(calls)]
 
@@ -92,6 +95,18 @@ class EvaluateTrajectory:
         self._last[call.branch] = (call.conditioning.copy(), digest)
         return digest
 
+    def _listen(self, received: Received) -> None:
+        message = received.message
+        if isinstance(message, Accepted) and message.ahead:
+            self._show(report.queued(message.ahead))
+        elif isinstance(message, Progress) and message.phase in ("loading", "compiling"):
+            self._show(report.preparing(message))
+
+    def _show(self, text: str) -> None:
+        if text and text != self._shown:
+            self._shown = text
+            host.say(text)
+
     def end(self) -> None:
         """Free the trajectory's state in the daemon. One that was cancelled, failed or never began is fine."""
         if self._open:
@@ -100,10 +115,10 @@ class EvaluateTrajectory:
 
 
 @contextmanager
-def trajectory(remote: Remote) -> Iterator[EvaluateTrajectory]:
-    """An open trajectory on the model of `remote`, ended whatever happens."""
+def trajectory(remote: Remote, line: str = "") -> Iterator[EvaluateTrajectory]:
+    """An open trajectory on the model of `remote`, ended whatever happens. `line` is shown on the node while it is open."""
     with remote.session.guarded():
-        opened = EvaluateTrajectory(remote.session.ready_client(), remote.on, _tell)
+        opened = EvaluateTrajectory(remote.session.ready_client(), remote.on, line)
         try:
             yield opened
         except BaseException:
@@ -113,14 +128,6 @@ def trajectory(remote: Remote) -> Iterator[EvaluateTrajectory]:
                 host.log.warning("tutti: the trajectory was left to its lease: %s", error)
             raise
         opened.end()
-
-
-def _tell(received: Received) -> None:
-    message = received.message
-    if isinstance(message, Accepted) and message.ahead:
-        host.say(report.queued(message.ahead))
-    elif isinstance(message, Progress) and message.phase in ("loading", "compiling"):
-        host.say(report.preparing(message))
 
 
 def evaluate_network(

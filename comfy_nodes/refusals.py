@@ -27,6 +27,7 @@ _HARMLESS: Final = frozenset(
 _ATTENTION: Final = "optimized_attention_override"
 # The names that attention patchers (KJNodes and its relatives) give to a kernel that computes the same attention faster.
 _FASTER_ATTENTION: Final = re.compile(r"(sage|flash|xformers|sdpa)", re.IGNORECASE)
+_BLOCK_SWAP: Final = "block_swap_args"
 _COMPILE_WRAPPER: Final = "torch.compile"
 _COMPILE_OPTION: Final = "torch_compile_kwargs"
 
@@ -113,7 +114,7 @@ def check_transformer_options(options: Mapping[str, Any]) -> None:
             continue
         if name == _ATTENTION and _is_faster_attention(value):
             continue
-        if name == "block_swap_args":
+        if name == _BLOCK_SWAP:
             continue
         if name in ("patches", "patches_replace") and not any(value.values()):
             continue
@@ -121,23 +122,24 @@ def check_transformer_options(options: Mapping[str, Any]) -> None:
         raise _inside_the_network(detail)
 
 
-def skip_speed_only(model_options: dict[str, Any], patcher: Any) -> list[str]:
+def skip_speed_only(runs: Iterable[dict[str, Any]], patcher: Any) -> list[str]:
     """Take out what only changes the speed of a local network, and say for each what replaces it.
 
-    Changes `model_options`, which belongs to one run.
+    Changes the model options of `runs`, which belong to one run each.
     """
-    notes = []
-    options = model_options.get("transformer_options", {})
-    if _is_faster_attention(options.get(_ATTENTION)):
-        del options[_ATTENTION]
-        notes.append("attention patch skipped: the daemon chooses its attention kernel itself")
-    if options.pop("block_swap_args", None) is not None:
-        notes.append("block swap skipped: the daemon keeps the weights; split them with the plan")
-    applied = options.get("wrappers", {}).get("apply_model", {}).pop(_COMPILE_WRAPPER, None)
-    option = model_options.pop(_COMPILE_OPTION, None)
-    if applied or option is not None or patcher.get_attachment(SKIPPED_COMPILE):
-        notes.append("torch.compile skipped: the daemon compiles on its side")
-    return notes
+    found: set[str] = set()
+    for model_options in runs:
+        options = model_options.get("transformer_options", {})
+        if _is_faster_attention(options.get(_ATTENTION)):
+            del options[_ATTENTION]
+            found.add("attention patch skipped: the daemon chooses its attention kernel itself")
+        if options.pop(_BLOCK_SWAP, None) is not None:
+            found.add("block swap skipped: the weights are in the daemon, where the plan splits the work")
+        applied = options.get("wrappers", {}).get("apply_model", {}).pop(_COMPILE_WRAPPER, None)
+        if applied or model_options.pop(_COMPILE_OPTION, None) is not None or patcher.get_attachment(SKIPPED_COMPILE):
+            model_options.pop(_COMPILE_OPTION, None)
+            found.add("torch.compile skipped: it would compile a network that is not here")
+    return sorted(found)
 
 
 def is_compiled(value: Any) -> bool:

@@ -38,7 +38,7 @@ def sampler_sample(
     """
     remote: Remote = guider.model_patcher.model.diffusion_model.remote
     model_options = extra_args["model_options"]
-    notes = refusals.skip_speed_only(model_options, guider.model_patcher)
+    notes = refusals.skip_speed_only((model_options, guider.model_options), guider.model_patcher)
     refusals.check_patcher(guider.model_patcher)
     refusals.check_transformer_options(model_options["transformer_options"])
     for entries in guider.conds.values():
@@ -55,8 +55,7 @@ def sampler_sample(
     if reason is None:
         run = WholeLoop(remote, guider, sigmas, callback, notes)
         return run.sample(gate.sampler_name(executor.class_obj) or "", noise, latent_image, denoise_mask)
-    host.say(report.step_by_step(reason, notes))
-    with evaluate.trajectory(remote) as opened:
+    with evaluate.trajectory(remote, report.step_by_step(reason, notes)) as opened:
         model_options["transformer_options"][refusals.TRAJECTORY_KEY] = opened
         answer: torch.Tensor = executor(
             guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar

@@ -111,7 +111,7 @@ class ComfyServer:
         *,
         preview_method: str | None = None,
         interrupt_when: Callable[[Run], bool] | None = None,
-        timeout_s: float = 120.0,
+        timeout_s: float = 60.0,
     ) -> Run:
         """Queue `prompt`, wait for its end and return what happened.
 
@@ -151,7 +151,13 @@ class ComfyServer:
                 run.seconds = time.monotonic() - start
                 await self._read_history(session, run)
 
-            await asyncio.wait_for(until_the_end(), timeout_s)
+            try:
+                await asyncio.wait_for(until_the_end(), timeout_s)
+            except asyncio.TimeoutError:
+                async with session.post(f"{self.url}/interrupt", json={"prompt_id": run.prompt_id}):
+                    pass  # the next test finds an idle server
+                lines = "\n".join(self.log_text().splitlines()[-20:])
+                raise AssertionError(f"no end after {timeout_s} s; {run.all_texts}\n{lines}") from None
         return run
 
     async def _read_history(self, session: aiohttp.ClientSession, run: Run) -> None:
