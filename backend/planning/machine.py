@@ -60,31 +60,24 @@ def check_shared_memory() -> Iterator[Finding]:
 
 
 def check_state_dir(path: Path) -> Iterator[Finding]:
-    """Whether the daemon's own folder can be used, by this user alone."""
+    """Whether the daemon's own folder can be used, by this user alone. Makes nothing: the daemon does, when it starts."""
+    fix = "Set TUTTI_STATE_DIR to a folder that you may write to."
+    present = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    if not present.is_dir() or not os.access(present, os.W_OK | os.X_OK):
+        yield problem("state", f"{path} cannot be written", fix)
+        return
     try:
-        ensure_private_dir(path)
+        if present == path.absolute():
+            ensure_private_dir(path)
     except ConnectionFileProblem as error:
         yield problem("state", f"{path}: others may look into it", error.message)
         return
-    except OSError as error:
-        yield problem(
-            "state",
-            f"{path} cannot be made ({error.strerror})",
-            "Set TUTTI_STATE_DIR to a folder that you may write to.",
-        )
-        return
-    if not os.access(path, os.W_OK | os.X_OK):
-        yield problem("state", f"{path} cannot be written", "Set TUTTI_STATE_DIR to a folder that you may write to.")
-        return
-    free = shutil.disk_usage(path).free
+    free = shutil.disk_usage(present).free
     if free < DISK_BYTES:
-        yield problem(
-            "state",
-            f"{path}: {free / _MIB:.0f} MiB free",
-            "Free some disk space, or set TUTTI_STATE_DIR to another disk.",
-        )
+        text = f"{path}: {free / _MIB:.0f} MiB free"
+        yield problem("state", text, "Free some disk space, or set TUTTI_STATE_DIR to another disk.")
     else:
-        yield good("state", str(path))
+        yield good("state", str(path) if path.exists() else f"{path} (made at the first start)")
 
 
 def _memory_bytes() -> int:

@@ -116,6 +116,19 @@ def test_a_full_disk_is_a_problem(monkeypatch: pytest.MonkeyPatch, state_dir: Pa
     assert finding.level == "problem"
 
 
+def test_looking_at_a_state_folder_does_not_make_it(tmp_path: Path) -> None:
+    (finding,) = machine.check_state_dir(tmp_path / "not" / "yet")
+    assert finding.level == "good"
+    assert "first start" in finding.text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_state_folder_below_a_file_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (finding,) = machine.check_state_dir(tmp_path / "file" / "state")
+    assert finding.level == "problem"
+
+
 def test_the_page_aligns_topics_and_puts_fixes_below() -> None:
     page = as_text([good("a", "fine"), note("longer", "odd", "Do this."), problem("b", "bad", "Do that.")])
     assert page.splitlines() == [
