@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import psutil
 from tutti.backend.client import Client
 from tutti.backend.errors import TuttiError
 from tutti.backend.wire.connection import find_connection
@@ -19,6 +21,9 @@ from tutti.backend.wire.messages import Status
 
 READY_S = 120.0
 STOP_S = 20.0
+NULL_RANKS = ("--rank-module", "tutti.benchmarks.null_rank")
+"""Arguments for ranks that compute nothing: for tests of the daemon alone. They start in a moment."""
+NULL_MODEL = "diffusion_models/null.safetensors"
 TUTTI = Path(sys.executable).with_name("tutti")
 CLIENT_ID = "7e57" * 8
 
@@ -36,6 +41,16 @@ class Daemon:
         with Client(find_connection(self.state_dir), client_id=CLIENT_ID, software="tests") as client:
             client.connect(timeout_s=10.0)
             yield client
+
+    @property
+    def tree(self) -> list[psutil.Process]:
+        """The daemon, the launcher and the ranks, and whatever they started."""
+        daemon = psutil.Process(self.process.pid)
+        return [daemon, *daemon.children(recursive=True)]
+
+    def rank_pids(self) -> list[int]:
+        """Process ids of the ranks, in order."""
+        return [rank.pid for rank in self.status().ranks]
 
     def status(self) -> Status:
         """What the daemon says about itself."""
@@ -75,8 +90,8 @@ def private_state_dir() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def running(
-    models: Path,
+def started(
+    models: Path | None,
     state_dir: Path,
     *,
     ranks: int,
@@ -84,26 +99,34 @@ def running(
     arguments: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Daemon]:
-    """Start a daemon with `ranks` CPU ranks over the models folder `models`, yield it when it is ready, and stop it at the end."""
+    """Start a daemon with `ranks` CPU ranks over the models folder `models`, yield it at once, and stop it at the end."""
     logs = state_dir / "logs"
     logs.mkdir(exist_ok=True)
     command = [
-        str(TUTTI), "serve", "--device", "cpu", "--ranks", str(ranks), "--plan", plan, "--models", str(models),
-        "--state-dir", str(state_dir), *arguments,
-    ]  # fmt: skip
+        str(TUTTI),
+        "serve",
+        "--device",
+        "cpu",
+        "--ranks",
+        str(ranks),
+        "--plan",
+        plan,
+        "--state-dir",
+        str(state_dir),
+    ]
+    if models is not None:
+        command += ["--models", str(models)]
     extra = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TUTTI_STATE_DIR": str(state_dir)}
     with (logs / "serve.log").open("wb") as log:
         process = subprocess.Popen(
-            command,
+            [*command, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, **extra, **(environment or {})},
         )
-    daemon = Daemon(process, state_dir)
     try:
-        daemon.wait_until_ready()
-        yield daemon
+        yield Daemon(process, state_dir)
     finally:
         process.terminate()
         try:
@@ -111,3 +134,28 @@ def running(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(STOP_S)
+
+
+@contextlib.contextmanager
+def running(
+    models: Path | None,
+    state_dir: Path,
+    *,
+    ranks: int,
+    plan: str = "auto",
+    arguments: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Daemon]:
+    """A daemon whose worker group is ready."""
+    with started(models, state_dir, ranks=ranks, plan=plan, arguments=arguments, environment=environment) as daemon:
+        daemon.wait_until_ready()
+        yield daemon
+
+
+def write_null_model(models: Path) -> Path:
+    """A models folder with one safetensors file that null ranks, and real ones with ``TUTTI_NULL_MODEL=1``, take for a model."""
+    path = models / NULL_MODEL
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = json.dumps({"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    return models
