@@ -30,7 +30,7 @@ class BrokerLink:
         self._socket.linger = LINGER_MS
         self._socket.sndtimeo = SEND_TIMEOUT_MS
         self._socket.reconnect_ivl = -1
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED)
         self._socket.connect(endpoint)
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)

@@ -14,6 +14,8 @@ from .control import CallGate
 CONCAT = "concat"
 """Conditioning of this name joins x along the channels, before the network."""
 
+_KEPT_DTYPES = (torch.int32, torch.int64)
+
 
 class GatedNetwork:
     """The model behind the control exchange. Every model call of a job is one call of this object, on all ranks in the same order."""
@@ -24,9 +26,12 @@ class GatedNetwork:
         self._when_launched = when_launched
 
     def prepare(self, conditioning: Conditioning, batch: int) -> dict[str, Tensor]:
-        """Conditioning as the network takes it: in the compute dtype (integers stay), repeated to the batch. Once per trajectory."""
+        """Conditioning as the network takes it: cast to the compute dtype, repeated to the batch. Once per trajectory.
+
+        Integers stay what they are; masks of truth values do not, as in ComfyUI.
+        """
         dtype = self._model.dtype
-        cast = {name: t.to(dtype) if t.is_floating_point() else t for name, t in conditioning.items()}
+        cast = {name: t if t.dtype in _KEPT_DTYPES else t.to(dtype) for name, t in conditioning.items()}
         return {name: repeat_to_batch(tensor, batch) for name, tensor in cast.items()}
 
     def __call__(self, x: Tensor, timestep: Tensor, conditioning: Conditioning, options: Options) -> Tensor:

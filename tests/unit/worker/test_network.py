@@ -79,13 +79,18 @@ def ignore(step: int, denoised: Tensor) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_everything_but_the_timestep_is_cast_to_the_compute_dtype(dtype: torch.dtype) -> None:
     adapter = Recorder()
-    given = tensors() | {"branch.0.concat": torch.randn(1, 7, 4, 6), "branch.0.ids": torch.arange(3)}
+    given = tensors() | {
+        "branch.0.concat": torch.randn(1, 7, 4, 6),
+        "branch.0.ids": torch.arange(3),
+        "branch.0.mask": torch.ones(3, 5) > 0,
+    }
     outcome = run_sample(sample(), given, network(adapter, dtype), ignore)
     assert outcome.latent.dtype == outcome.x0.dtype == torch.float32
     for x, timestep, conditioning, _ in adapter.seen:
         assert (x.dtype, timestep.dtype) == (dtype, torch.float32)
         assert conditioning["context"].dtype == dtype
         assert conditioning["ids"].dtype == torch.int64
+        assert conditioning["mask"].dtype == dtype
         assert x.shape == (3, 9, 4, 6)
         assert torch.equal(x[:, 2:], given["branch.0.concat"].to(dtype).expand(3, -1, -1, -1))
         assert "concat" not in conditioning
