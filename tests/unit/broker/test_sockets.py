@@ -1,0 +1,241 @@
+"""The broker's sockets with real peers: slow ones, vanished ones, and frames that are passed on without a copy."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import zmq
+from tutti.backend.broker.auth import Gate, ZapHandler
+from tutti.backend.broker.keys import AuthorizedKeys, KeyPair
+from tutti.backend.broker.sockets import (
+    CLIENT_SEND_MARK,
+    IO_THREADS,
+    OUTBOX_MESSAGES,
+    ClientSocket,
+    RankSocket,
+    sendable,
+)
+from zmq.utils.garbage import gc as garbage
+
+DEADLINE_S = 20.0
+MEGABYTE = 1024**2
+
+
+@dataclass
+class Stage:
+    """A broker's client socket, its ZAP handler in a thread, and what clients need."""
+
+    clients: ClientSocket
+    endpoint: str
+    server: KeyPair
+    local: KeyPair
+    context: zmq.Context[zmq.Socket[bytes]]
+    opened: list[zmq.Socket[bytes]] = field(default_factory=list)
+
+    def connect(self, **options: int) -> zmq.Socket[bytes]:
+        """A client's socket."""
+        socket = self.context.socket(zmq.DEALER)
+        socket.linger = 0
+        socket.rcvtimeo = int(DEADLINE_S * 1000)
+        for name, value in options.items():
+            setattr(socket, name, value)
+        socket.curve_serverkey = self.server.public.encode()
+        socket.curve_publickey, socket.curve_secretkey = self.local.public.encode(), self.local.secret.encode()
+        socket.connect(self.endpoint)
+        self.opened.append(socket)
+        return socket
+
+    def first(self) -> tuple[bytes, str | None, list[zmq.Frame]]:
+        """The first message that comes."""
+        assert wait_for(lambda: self.clients.socket.poll(20) > 0)
+        return next(iter(self.clients.receive()))
+
+
+def wait_for(condition: Callable[[], bool]) -> bool:
+    deadline_s = time.monotonic() + DEADLINE_S
+    while not condition():
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+@pytest.fixture
+def stage(state_dir: Path) -> Iterator[Stage]:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    server, local, over = KeyPair.make(), KeyPair.make(), threading.Event()
+    zap = ZapHandler(context, Gate(local, AuthorizedKeys(state_dir)))
+
+    def answer() -> None:
+        while not over.is_set():
+            if zap.socket.poll(20):
+                zap.answer()
+        zap.close()
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    clients = ClientSocket(context, server)
+    built = Stage(clients, clients.bind("tcp://127.0.0.1:*"), server, local, context)
+    try:
+        yield built
+    finally:
+        over.set()
+        thread.join()
+        context.destroy(linger=0)
+        garbage.stop()  # pyzmq's own thread for buffers that are sent without a copy
+
+
+def test_a_message_carries_the_name_of_the_key_that_sent_it(stage: Stage) -> None:
+    client = stage.connect()
+    client.send_multipart([b"one", b"two"])
+    peer, user, frames = stage.first()
+    assert (user, [frame.bytes for frame in frames]) == ("local", [b"one", b"two"])
+    stage.clients.send(peer, [b"answer"])
+    assert client.recv_multipart() == [b"answer"]
+
+
+def test_a_frame_that_came_from_a_socket_goes_out_as_the_same_message(stage: Stage) -> None:
+    client = stage.connect()
+    client.send_multipart([b"x" * MEGABYTE])
+    peer, _, frames = stage.first()
+    view = memoryview(frames[0])
+    assert sendable([view]) == [frames[0]]
+    assert sendable([view[1:], b"bytes"]) == [view[1:], b"bytes"], "a part of a message is not the message"
+    stage.clients.send(peer, [view])
+    assert client.recv() == b"x" * MEGABYTE
+
+
+def test_a_client_that_does_not_read_gets_everything_in_order_when_it_does(stage: Stage) -> None:
+    client = stage.connect(rcvhwm=1, rcvbuf=4096)
+    client.send(b"hello")
+    peer, _, _ = stage.first()
+    count = CLIENT_SEND_MARK + 60
+    before_s = time.monotonic()
+    for number in range(count):
+        stage.clients.send(peer, [number.to_bytes(4, "big"), bytes(MEGABYTE // 4)])
+    assert time.monotonic() - before_s < 5.0, "sending never waits for a reader"
+    assert stage.clients.has_waiting
+    received = []
+    while len(received) < count:
+        received.append(int.from_bytes(client.recv_multipart()[0], "big"))
+        stage.clients.flush()
+    assert received == list(range(count))
+    assert not stage.clients.has_waiting
+
+
+def stalled(stage: Stage) -> tuple[zmq.Socket[bytes], bytes]:
+    """A client that reads nothing, with as much waiting for it as libzmq takes."""
+    client = stage.connect(rcvhwm=1, rcvbuf=4096)
+    client.send(b"hello")
+    peer, _, _ = stage.first()
+    sent = 0
+    while not stage.clients.has_waiting:
+        stage.clients.send(peer, [bytes(MEGABYTE // 4)])
+        sent += 1
+        assert sent < 4096
+    return client, peer
+
+
+def test_an_older_progress_is_replaced_by_a_newer_one_and_results_are_not(stage: Stage) -> None:
+    client, peer = stalled(stage)
+    for step in range(10):
+        stage.clients.send(peer, [b"progress", bytes([step])], replaces="job")
+    stage.clients.send(peer, [b"result"])
+    heard = []
+    while heard[-1:] != [[b"result"]]:
+        message = client.recv_multipart()
+        if len(message[0]) < 100:
+            heard.append(message)
+        stage.clients.flush()
+    assert heard == [[b"progress", bytes([9])], [b"result"]]
+
+
+def test_what_waits_for_a_client_is_bounded_and_dropped_with_it(stage: Stage) -> None:
+    _, peer = stalled(stage)
+    for _ in range(OUTBOX_MESSAGES):
+        stage.clients.send(peer, [b"pong"])
+    assert sum(map(len, stage.clients._outbox.values())) <= OUTBOX_MESSAGES
+    stage.clients.forget(peer)
+    assert not stage.clients.has_waiting
+
+
+def test_a_preview_is_not_sent_to_a_client_that_has_results_waiting(stage: Stage) -> None:
+    _, peer = stalled(stage)
+    assert stage.clients.send_tracked(peer, [b"head", bytes(1000)]) is None
+
+
+def test_it_is_known_when_a_preview_has_left_and_when_it_has_not(stage: Stage) -> None:
+    reader = stage.connect()
+    reader.send(b"hello")
+    peer, _, _ = stage.first()
+    has_left = stage.clients.send_tracked(peer, [b"head", bytes(MEGABYTE)])
+    assert has_left is not None
+    assert len(reader.recv_multipart()[1]) == MEGABYTE
+    assert wait_for(has_left)
+    sleeper = stage.connect(rcvhwm=1, rcvbuf=4096)
+    sleeper.send(b"hello")
+    peer, _, _ = stage.first()
+    checks = [stage.clients.send_tracked(peer, [b"head", bytes(MEGABYTE)]) for _ in range(40)]
+    assert not wait_for_a_moment(lambda: all(check is not None and check() for check in checks))
+
+
+def wait_for_a_moment(condition: Callable[[], bool]) -> bool:
+    deadline_s = time.monotonic() + 0.5
+    while time.monotonic() < deadline_s:
+        if condition():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_a_message_to_somebody_who_is_gone_is_nobodys_problem(stage: Stage) -> None:
+    stage.clients.send(b"nobody", [b"x"])
+    assert stage.clients.send_tracked(b"nobody", [b"head", b"x"]) is not None
+    assert not stage.clients.has_waiting
+
+
+def test_a_frame_larger_than_any_tensor_never_arrives_and_ends_the_connection(stage: Stage) -> None:
+    small = ClientSocket(stage.context, stage.server)
+    small.socket.maxmsgsize = 1000
+    stage.endpoint = small.bind("tcp://127.0.0.1:*")
+    client = stage.connect()
+    client.send(b"before")
+    assert wait_for(lambda: small.socket.poll(20) > 0)
+    ((first, _, frames),) = list(small.receive())
+    assert frames[0].bytes == b"before"
+    client.send(bytes(2000))
+
+    def fits_at_last() -> bool:
+        client.send(b"fits")
+        return small.socket.poll(100) > 0
+
+    assert wait_for(fits_at_last)
+    peer, _, frames = next(iter(small.receive()))
+    assert (frames[0].bytes, peer != first) == (b"fits", True)
+    small.close()
+
+
+def test_ranks_are_heard_and_spoken_to_by_their_identity(tmp_path: Path) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(IO_THREADS)
+    ranks = RankSocket(context)
+    endpoint = f"ipc://{tmp_path}/r"
+    ranks.bind(endpoint)
+    rank = context.socket(zmq.DEALER)
+    rank.linger, rank.rcvtimeo, rank.identity = 0, int(DEADLINE_S * 1000), b"rank-0"
+    rank.connect(endpoint)
+    rank.send_multipart([b"hello"])
+    assert wait_for(lambda: ranks.socket.poll(20) > 0)
+    ((peer, frames),) = list(ranks.receive())
+    assert (peer, frames[0].bytes) == (b"rank-0", b"hello")
+    ranks.send(b"rank-0", [b"go"])
+    ranks.send(b"rank-7", [b"go"])
+    assert rank.recv() == b"go"
+    rank.close()
+    ranks.close()
+    context.term()
+    garbage.stop()
