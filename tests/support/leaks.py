@@ -96,11 +96,11 @@ class LeakWatch:
                     continue
                 if process.status() == psutil.STATUS_ZOMBIE and process.ppid() != me:
                     continue
-                words = " ".join(process.cmdline())
+                words = " ".join(process.cmdline()) or process.name()
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
             if not _LASTING_PROCESSES.search(words):
-                yield process, f"process {process.pid}: {words[:200] or process.name()}"
+                yield process, f"process {process.pid}: {words[:200]}"
 
     def _kill_beyond(self, earlier: Snapshot) -> None:
         for process, _ in self._processes():
