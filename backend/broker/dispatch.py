@@ -5,7 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from ..errors import ERRORS_BY_CODE, BadRequest, InternalError, LocalProtocolError, TuttiError, WorkerDied, from_wire
+from ..errors import (
+    ERRORS_BY_CODE,
+    BadRequest,
+    Draining,
+    InternalError,
+    LocalProtocolError,
+    TuttiError,
+    WorkerDied,
+    from_wire,
+)
 from ..wire import codec
 from ..wire.codec import Frame
 from ..wire.job_states import JobState
@@ -155,6 +164,9 @@ class Dispatch:
         elif isinstance(message, Preview):
             if isinstance(job.request, Sample) and job.request.previews and job.cancelling is None:
                 self._core.emit(ForwardPreview(peer=job.peer, frames=frames, job_id=job.job_id))
+        elif isinstance(message, Failed) and message.code == Draining.code and not self._core.draining:
+            # It ends soon, and the group with it; nobody shall wait for that, or be told that the daemon goes.
+            self._core.emit(RestartGroup(cause="a rank was told to stop, and not by the daemon"))
         elif isinstance(message, Failed):
             turn.failure = _reported(message.code, message.message, job)
         elif isinstance(message, Result) and isinstance(job.request, Sample):
@@ -216,23 +228,28 @@ class Dispatch:
         for known in core.jobs.open():
             known.known_to_ranks = False
         if turn:
-            self._lost_in_flight(turn.job, event.cause)
+            self._lost_in_flight(turn.job, event)
         if event.failed:
             for waiting in list(core.jobs.open()):
                 core.end(waiting, JobState.FAILED, group_failed(event.cause))
 
-    def _lost_in_flight(self, job: Job, cause: str) -> None:
+    def _lost_in_flight(self, job: Job, event: GroupLost) -> None:
         if job.state is JobState.RUNNING and job.cancelling:
             self._core.end(job, JobState.CANCELLED, why_cancelled(job.cancelling))
         elif job.state is JobState.RUNNING or (job.state is JobState.PREPARING and job.requeued):
             at = f" at step {job.step} of {job.steps}" if job.steps and job.phase == "sampling" else ""
-            died = WorkerDied(f"Run it again when the worker group is back: {cause}{at}. It is being restarted.")
-            self._core.end(job, JobState.FAILED, died)
+            self._core.end(job, JobState.FAILED, _died(f"{event.cause}{at}", comes_back=not event.failed))
         elif job.state is JobState.PREPARING:
             # Nothing was computed yet: the turn is given again, once.
             job.requeued = True
             job.move(JobState.QUEUED)
             self._core.queue.push(job.owner, job.job_id, first=True)
+
+
+def _died(cause: str, *, comes_back: bool) -> WorkerDied:
+    if comes_back:
+        return WorkerDied(f"Run it again when the worker group is back: {cause}. It is being restarted.")
+    return WorkerDied(f"Look at the daemon's log and start it again: {cause}. The worker group does not come up any more.")
 
 
 def _reported(code: str, message: str, job: Job) -> TuttiError:
