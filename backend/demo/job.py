@@ -12,6 +12,7 @@ from torch import Tensor
 from ..client import job_id_for
 from ..wire.messages import Branch, ModelRef, Sample
 from ..wire.tensors import WireTensor
+from ..worker.tensors import to_wire
 
 _FLUX_SHIFT = 1.15
 
@@ -21,12 +22,6 @@ def flux_sigmas(steps: int) -> Tensor:
     t = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     grown = math.exp(_FLUX_SHIFT)
     return (grown * t / (1 + (grown - 1) * t)).float()
-
-
-def wire(tensor: Tensor) -> WireTensor:
-    """A float32 tensor as the wire sees it."""
-    dense = tensor.contiguous().float()
-    return WireTensor(dtype="F32", shape=tuple(dense.shape), data=memoryview(dense.view(-1).view(torch.uint8).numpy()))
 
 
 def demo_sample(
@@ -44,14 +39,14 @@ def demo_sample(
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> WireTensor:
-        return wire(torch.randn(shape, generator=generator))
+        return to_wire(torch.randn(shape, generator=generator))
 
     tensors = {
         "noise": random(1, 16, cells, cells),
-        "sigmas": wire(flux_sigmas(steps)),
+        "sigmas": to_wire(flux_sigmas(steps)),
         "branch.0.context": random(1, 32, context_width),
         "branch.0.pooled": random(1, pooled_width),
-        "branch.0.guidance": wire(torch.tensor([3.5])),
+        "branch.0.guidance": to_wire(torch.tensor([3.5])),
     }
     sample = Sample(
         job_id="0" * 32,

@@ -26,7 +26,8 @@ def latent_to_rgb(latent_CHW: Tensor) -> Tensor:
     view = axes.T @ cells
     low, high = view.quantile(0.01, dim=1, keepdim=True), view.quantile(0.99, dim=1, keepdim=True)
     scaled = ((view - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
-    return (scaled * 255).round().to(torch.uint8).reshape(3, height, width).permute(1, 2, 0).contiguous()
+    rgb: Tensor = (scaled * 255).round().to(torch.uint8).reshape(3, height, width)
+    return rgb.permute(1, 2, 0).contiguous()
 
 
 def write_png(latent_CHW: Tensor, path: Path) -> tuple[int, int]:

@@ -149,8 +149,7 @@ class _Watch:
 
 
 def _draw(connection: Connection, options: DemoOptions, terminal: Terminal) -> None:
-    import torch
-
+    from ..worker.tensors import to_torch
     from .job import demo_sample
     from .picture import PIXELS_PER_CELL, write_png
 
@@ -174,5 +173,4 @@ def _draw(connection: Connection, options: DemoOptions, terminal: Terminal) -> N
         )
     latent = received.tensors["latent"]
     with terminal.stage(f"write {os.fspath(options.out)}"):
-        values = torch.frombuffer(bytearray(latent.data), dtype=torch.float32).reshape(latent.shape)
-        write_png(values[0], options.out)
+        write_png(to_torch(latent)[0], options.out)

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from tutti.backend.client import Client, job_id_for
-from tutti.backend.demo.job import demo_sample, wire
+from tutti.backend.demo.job import demo_sample
 from tutti.backend.errors import DaemonUnreachable, JobConflict, UnknownJob, UnknownModel
 from tutti.backend.wire.codec import Received
 from tutti.backend.wire.digest import content_digest
 from tutti.backend.wire.messages import Accepted, Call, Evaluate, Preview, Progress, Result, Sample
 from tutti.backend.wire.tensors import Tensors
+from tutti.backend.worker.tensors import to_wire
 
 from tests.support.checkpoints import write_tiny_flux
 from tests.support.daemon import CLIENT_ID, Daemon, private_state_dir, running
@@ -124,12 +125,12 @@ def test_an_interrupted_job_is_cancelled_and_the_next_one_is_fine(client: Client
 def _evaluate(job_id: str, turn: int, digest: str, x: torch.Tensor) -> tuple[Evaluate, Tensors]:
     on = sample()[0].on
     calls = (Call(branch="positive", conditioning=digest),)
-    tensors = {"call.0.x": wire(x), "call.0.timestep": wire(torch.full((x.shape[0],), 0.5))}
+    tensors = {"call.0.x": to_wire(x), "call.0.timestep": to_wire(torch.full((x.shape[0],), 0.5))}
     return Evaluate(job_id=job_id, node_id="9", turn=turn, on=on, calls=calls), tensors
 
 
 def test_a_trajectory_uploads_once_evaluates_often_and_is_unknown_after_its_release(client: Client) -> None:
-    conditioning = {"context": wire(torch.ones(1, 5, 64)), "pooled": wire(torch.ones(1, 32))}
+    conditioning = {"context": to_wire(torch.ones(1, 5, 64)), "pooled": to_wire(torch.ones(1, 32))}
     digest, job_id = content_digest(conditioning), "5" * 32
     x = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(1))
     client.upload(job_id, digest, conditioning)
