@@ -41,6 +41,12 @@ class TuttiError(Exception):
     """Base of everything Tutti raises on purpose."""
 
     code: ClassVar[str] = "error"
+    __module__ = "tutti"
+
+    def __init_subclass__(cls) -> None:
+        """Every class says ``tutti.Name`` of itself, wherever the pack lies: inside ComfyUI the module's own name is a path of the user's disk."""
+        super().__init_subclass__()
+        cls.__module__ = "tutti"
 
     @property
     def message(self) -> str:
