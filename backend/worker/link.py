@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import zmq
 
@@ -16,14 +17,21 @@ LINGER_MS = 500
 """How long a closing rank goes on delivering its last words."""
 
 
+class HasFileno(Protocol):
+    """Anything that a poller can wait on."""
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+
+
 class LinkLost(ConnectionError):
     """The broker is gone. Nothing can be reported any more: the rank ends."""
 
 
 class BrokerLink:
-    """Messages to and from the broker. For one thread."""
+    """Messages to and from the broker. For one thread. Waiting ends when ``interrupt`` becomes readable."""
 
-    def __init__(self, endpoint: str, identity: bytes) -> None:
+    def __init__(self, endpoint: str, identity: bytes, interrupt: HasFileno) -> None:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.identity = identity
@@ -35,6 +43,7 @@ class BrokerLink:
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._monitor, zmq.POLLIN)
+        self._poller.register(interrupt, zmq.POLLIN)
 
     def send(self, message: Message, tensors: Mapping[str, WireTensor] | None = None) -> None:
         """Hand a message to the socket's own thread. Tensors are not copied: their memory must not change afterwards.
@@ -47,19 +56,19 @@ class BrokerLink:
         except zmq.Again:
             raise LinkLost(f"the broker took no message for {SEND_TIMEOUT_MS / 1000:g} s") from None
 
-    def receive(self) -> Received:
-        """Wait for the next message.
+    def receive(self) -> Received | None:
+        """Wait for the next message; None when the wait was interrupted.
 
         Raises:
             LinkLost: the broker closed the connection.
             RemoteProtocolError: what came is not a message.
         """
-        while True:
-            ready = dict(self._poller.poll())
-            if self._socket in ready:
-                return self._read()
-            if self._monitor in ready:
-                raise LinkLost("the broker closed the connection")
+        ready = dict(self._poller.poll())
+        if self._socket in ready:
+            return self._read()
+        if self._monitor in ready:
+            raise LinkLost("the broker closed the connection")
+        return None
 
     def receive_now(self) -> Received | None:
         """The next message if one is here. Costs about a microsecond when there is none."""

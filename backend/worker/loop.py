@@ -20,7 +20,7 @@ from .network import GatedNetwork
 from .preparation import PreparedJob, job_of, make_ready
 from .preview import Previews
 from .report import JobReport, RankReport, StepClock
-from .residency import Loader, ResidentModels, free_memory, model_budget_bytes, used_bytes
+from .residency import ResidentModels, free_memory, used_bytes
 from .stopping import StopSignal
 from .tensors import share
 from .trajectory import run_sample
@@ -34,13 +34,12 @@ log = logging.getLogger(__name__)
 class RankLoop:
     """One rank at work."""
 
-    def __init__(self, group: WorkerGroup, link: BrokerLink, load: Loader, stop: StopSignal) -> None:
+    def __init__(self, group: WorkerGroup, link: BrokerLink, models: ResidentModels, stop: StopSignal) -> None:
         self._group = group
         self._link = link
+        self._models = models
         self._stop = stop
         self._report = RankReport(link.send)
-        budget_bytes = model_budget_bytes(group.device, group.world_size)
-        self._models = ResidentModels(load, group.device, budget_bytes)
         self._trajectories = Trajectories()
         self._sequence = 0
         self._waiting: PreparedJob | None = None
@@ -53,9 +52,11 @@ class RankLoop:
             LinkLost, OutOfStep, TuttiError, RuntimeError: the group cannot go on; the process must end.
         """
         while not self._stop.requested:
-            with self._stop.interrupts_waiting():
-                received = self._link.receive()
-            self._handle(received)
+            received = self._link.receive()
+            if received is None:
+                self._stop.clear()
+            else:
+                self._handle(received)
 
     def _handle(self, received: Received) -> None:
         message = received.message
@@ -67,7 +68,7 @@ class RankLoop:
             self._waiting = None
         elif isinstance(message, Cancel):
             # Before Go it holds for the job that waits; after the end of its job it came too late.
-            self._cancelled = self._waiting is not None and self._waiting.job.job_id == message.job_id
+            self._cancelled |= self._waiting is not None and self._waiting.job.job_id == message.job_id
         else:
             raise RemoteProtocolError(f"a rank is never sent {type(message).__name__}")
 

@@ -15,9 +15,9 @@ from ..wire.messages import RankHello
 from .failure import end_process, ends_process_after
 from .link import BrokerLink
 from .loop import RankLoop
-from .residency import Loader
+from .residency import Loader, ResidentModels, model_budget_bytes
 from .settings import RankSettings
-from .stopping import Stopped, StopSignal
+from .stopping import StopSignal
 
 GOODBYE_S = 5.0
 """How long a rank that was told to stop waits for the others before it leaves the group without them."""
@@ -36,15 +36,14 @@ def run_rank(load: Loader = load_model) -> None:
     stop.install()
     try:
         group = _join(settings)
-        link = BrokerLink(settings.endpoint, identity=f"rank-{settings.rank}-{settings.incarnation}".encode())
+        models = ResidentModels(load, group.device, model_budget_bytes(group.device, settings.ranks_on_device))
+        link = BrokerLink(settings.endpoint, f"rank-{settings.rank}-{settings.incarnation}".encode(), stop)
         link.send(_hello(settings, group))
-        try:
-            RankLoop(group, link, load, stop).run()
-        except Stopped:
-            log.info("told to stop")
+        RankLoop(group, link, models, stop).run()
     except Exception as error:
         log.exception("cannot go on")
         end_process(f"{type(error).__name__}: {error}")
+    log.info("told to stop")
     with ends_process_after(GOODBYE_S, "leaving the group"):
         link.close()
         group.close()

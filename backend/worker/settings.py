@@ -21,6 +21,8 @@ class RankSettings:
     """``LOCAL_RANK``: the rank's number on its host, which picks its GPU."""
     world_size: int
     """``WORLD_SIZE``"""
+    local_world_size: int
+    """``LOCAL_WORLD_SIZE``: ranks on this host."""
     token: str = field(repr=False)
     """``TUTTI_TOKEN``: the incarnation's secret, shown to the broker once."""
     incarnation: str
@@ -55,6 +57,7 @@ class RankSettings:
             rank=_number(environment, "RANK"),
             local_rank=_number(environment, "LOCAL_RANK"),
             world_size=_number(environment, "WORLD_SIZE"),
+            local_world_size=_number(environment, "LOCAL_WORLD_SIZE"),
             token=_text(environment, "TUTTI_TOKEN"),
             incarnation=_text(environment, "TUTTI_INCARNATION"),
             group_id=_number(environment, "TUTTI_GROUP_ID"),
@@ -72,6 +75,12 @@ class RankSettings:
         if self.device_type == "cpu":
             return torch.device("cpu")
         return torch.device("cuda", self.local_rank % max(1, torch.cuda.device_count()))
+
+    @property
+    def ranks_on_device(self) -> int:
+        """How many ranks share this rank's memory: all of the host on a CPU, usually one on a GPU."""
+        devices = 1 if self.device_type == "cpu" else max(1, torch.cuda.device_count())
+        return -(-self.local_world_size // devices)
 
 
 def _text(environment: Mapping[str, str], name: str) -> str:

@@ -4,7 +4,7 @@
 Diary: one JSON line per model call and per finished Sample in ``$TEST_RANKS_FOLDER/<rank>.diary``, with the SHA-256 of what this rank holds.
 Calls: start and end of every model call in ``<rank>.calls``, on the clock that all processes of a machine share.
 A checkpoint called ``fault.safetensors`` is not read; its options say how a call ends: ``call_s`` (how long it takes), ``fail``
-(``memory``, ``bug`` or ``exit``), ``fail_rank`` (-1: every rank) and ``fail_call`` (counted from 0 within the process).
+(``memory``, ``bug`` or ``exit``), ``fail_rank`` (-1: every rank), ``meet`` (the other ranks wait for it in a collective) and ``fail_call`` (counted from 0 within the process).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor
 from tutti.backend.models.adapter import Option
 from tutti.backend.models.registry import ResidentModel, load_model
 from tutti.backend.parallel.exchange import RawCodec
+from tutti.backend.parallel.mesh import SequenceMesh
 from tutti.backend.supervisor.liveness import watch
 from tutti.backend.worker import loop
 from tutti.backend.worker.null_rank import NullAdapter
@@ -52,15 +53,22 @@ class FaultAdapter(NullAdapter):
     """Takes time, and fails when it is told to."""
 
     calls = 0
+    mesh: SequenceMesh
+
+    def bind(self, mesh: SequenceMesh) -> None:
+        self.mesh = mesh
 
     def velocity(
         self, x: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor], options: Mapping[str, Option]
     ) -> Tensor:
         call, FaultAdapter.calls = FaultAdapter.calls, FaultAdapter.calls + 1
         time.sleep(float(options.get("call_s", 0)))
-        failing = options.get("fail_rank", -1) in (-1, RANK) and options.get("fail_call", call) == call
-        if "fail" in options and failing:
-            fail(str(options["fail"]))
+        failing_rank = int(options.get("fail_rank", -1))
+        if "fail" in options and options.get("fail_call", call) == call:
+            if failing_rank in (-1, RANK):
+                fail(str(options["fail"]))
+            elif options.get("meet"):
+                self.mesh.transport.broadcast(torch.zeros(1), failing_rank, self.mesh.world.process_group)
         return x.float() * 0.5 + conditioning["context"].float().mean()
 
 

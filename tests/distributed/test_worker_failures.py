@@ -149,11 +149,17 @@ def test_memory_is_free_again_after_a_call_that_ran_out_of_it(group: RankGroup, 
     assert after - before < 16 * 2**20
 
 
-@pytest.mark.parametrize(("how", "rank"), [("memory", 0), ("memory", 1), ("bug", 1), ("exit", 0)])
-def test_a_failure_of_one_rank_ends_the_group_soon_and_never_hangs(how: str, rank: int, mortal: RankGroup) -> None:
+@pytest.mark.parametrize(
+    ("how", "rank", "meet"), [("memory", 0, False), ("memory", 1, True), ("bug", 0, True), ("exit", 0, True)]
+)
+def test_a_failure_of_one_rank_ends_the_group_soon_and_never_hangs(
+    how: str, rank: int, meet: bool, mortal: RankGroup
+) -> None:
     tensors = sample_tensors()
     turn = mortal.prepare(
-        sample_of(tensors, family="fault", options={"fail": how, "fail_rank": rank, "fail_call": 1}), tensors, FAULT
+        sample_of(tensors, family="fault", options={"fail": how, "fail_rank": rank, "fail_call": 1, "meet": meet}),
+        tensors,
+        FAULT,
     )
     mortal.wait_prepared(turn)
     mortal.go(turn)
