@@ -11,7 +11,15 @@ from typing import Protocol
 
 import zmq
 
-from ..errors import BadCheckpoint, InternalError, RemoteProtocolError, RequestRefused, TuttiError, UnknownModel
+from ..errors import (
+    AuthFailed,
+    BadCheckpoint,
+    InternalError,
+    RemoteProtocolError,
+    RequestRefused,
+    TuttiError,
+    UnknownModel,
+)
 from ..wire import codec
 from ..wire.digest import content_digest, job_digest
 from ..wire.messages import Described, Evaluate, Failed, RankHello, Sample
@@ -53,6 +61,10 @@ from .state import Broker
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
+_REVOKED = Failed(
+    code=AuthFailed.code,
+    message="Get a new connection file from the daemon's owner and run `tutti connect FILE`: this key was revoked.",
+)
 DRAIN_GRACE_S = 3.0
 """After the drain deadline the ranks get so long to leave a cancelled job before they are stopped in it."""
 
@@ -206,7 +218,8 @@ class Server:
 
     def _from_client(self, peer: bytes, user: str | None, frames: list[zmq.Frame]) -> None:
         if user is None or not self._gate.admits(user):
-            return  # its key was revoked while it was connected
+            self._clients.send(peer, codec.encode(_REVOKED))  # its key was revoked while it was connected
+            return
         try:
             received = codec.decode(frames)
         except RemoteProtocolError as error:

@@ -22,7 +22,9 @@ from tutti.backend.wire.messages import Status
 READY_S = 120.0
 STOP_S = 20.0
 NULL_RANKS = ("--rank-module", "tutti.benchmarks.null_rank")
-"""Arguments for ranks that compute nothing: for tests of the daemon alone. They start in a moment."""
+"""Arguments for ranks that compute nothing, without torch: for tests of the daemon alone. They start in a moment."""
+NULL_NETWORK = ("--rank-module", "tutti.backend.worker.null_rank")
+"""Arguments for real ranks, torch and gloo and all, whose network computes nothing."""
 NULL_MODEL = "diffusion_models/null.safetensors"
 TUTTI = Path(sys.executable).with_name("tutti")
 CLIENT_ID = "7e57" * 8
@@ -153,7 +155,7 @@ def running(
 
 
 def write_null_model(models: Path) -> Path:
-    """A models folder with one safetensors file that null ranks, and real ones with ``TUTTI_NULL_MODEL=1``, take for a model."""
+    """A models folder with one safetensors file that null ranks take for a model."""
     path = models / NULL_MODEL
     path.parent.mkdir(parents=True, exist_ok=True)
     header = json.dumps({"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()

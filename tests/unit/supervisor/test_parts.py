@@ -34,10 +34,10 @@ def environment(**changes: object) -> RankEnvironment:
 
 
 def test_ranks_find_everything_in_their_environment() -> None:
-    found = environment().variables({"PATH": "/bin", "TUTTI_NULL_MODEL": "1"})
+    found = environment().variables({"PATH": "/bin", "TUTTI_NULL_STEP_S": "1"})
     assert {name: found[name] for name in found if name.startswith("TUTTI_")} == {
         "TUTTI_TOKEN": "t" * 64, "TUTTI_INCARNATION": "i", "TUTTI_GROUP_ID": "0", "TUTTI_RANK_ENDPOINT": "ipc:///r",
-        "TUTTI_LIVENESS": "/l", "TUTTI_INIT_METHOD": "file:///s", "TUTTI_DEVICE": "cpu", "TUTTI_TRANSPORT": "", "TUTTI_NULL_MODEL": "1",
+        "TUTTI_LIVENESS": "/l", "TUTTI_INIT_METHOD": "file:///s", "TUTTI_DEVICE": "cpu", "TUTTI_TRANSPORT": "", "TUTTI_NULL_STEP_S": "1",
     }  # fmt: skip
     assert found["PATH"] == "/bin"
 
