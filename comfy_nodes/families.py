@@ -18,6 +18,8 @@ class Family:
 
     name: str
     """The back end's name of it."""
+    configs: frozenset[str]
+    """The classes in ``comfy.supported_models`` that ComfyUI's detection gives for its files."""
     model_class: str
     """Its class in ``comfy.model_base``; a subclass is another family."""
     tensors: Mapping[str, str]
@@ -34,6 +36,7 @@ class Family:
 
 FLUX: Final = Family(
     name="flux",
+    configs=frozenset({"Flux", "FluxInpaint", "FluxSchnell"}),
     model_class="Flux",
     tensors={"c_crossattn": "context", "y": "pooled", "guidance": "guidance", "c_concat": "concat"},
     lists={"ref_latents": "ref_latents"},
@@ -45,16 +48,21 @@ FLUX: Final = Family(
 FAMILIES: Final[tuple[Family, ...]] = (FLUX,)
 
 
-def family_of(model_class: type) -> Family:
-    """The family of one of ComfyUI's model classes.
+def family_of(config_class: type) -> Family:
+    """The family of what ComfyUI's detection found.
 
     Raises:
         UnsupportedFamily: we do not run it.
     """
     for family in FAMILIES:
-        if family.model_class == model_class.__name__ and model_class.__module__ == "comfy.model_base":
+        if config_class.__name__ in family.configs and config_class.__module__ == "comfy.supported_models":
             return family
+    raise unsupported(config_class.__name__)
+
+
+def unsupported(found: str) -> UnsupportedFamily:
+    """For a file that ComfyUI runs and we do not."""
     names = ", ".join(family.name for family in FAMILIES)
-    raise UnsupportedFamily(
-        f"Load this file with ComfyUI's own loader: it is a {model_class.__name__} model, and Tutti runs {names} so far."
+    return UnsupportedFamily(
+        f"Load this file with ComfyUI's own loader: it is a {found} model, and Tutti runs {names} so far."
     )

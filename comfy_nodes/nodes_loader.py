@@ -12,7 +12,7 @@ from . import compat, host
 CATEGORY: Final = "Tutti"
 DTYPES: Final = ("default", "bf16", "fp16", "fp32")
 AUTO: Final = "auto"
-_PLAN: Final = re.compile(r"(ulysses|ring|cfg)=[0-9]+(,(ulysses|ring|cfg)=[0-9]+)*")
+_PLAN: Final = re.compile(r"[a-z]+=[0-9]+(,[a-z]+=[0-9]+)*")
 
 
 class TuttiLoadDiffusionModel(io.ComfyNode):  # type: ignore[misc]

@@ -22,7 +22,7 @@ from ..backend.wire.messages import ModelRef
 from . import refusals
 from .checkpoint import Checkpoint
 from .evaluate import evaluate_network
-from .families import Family, family_of
+from .families import Family, family_of, unsupported
 from .session import Session
 from .tensors import compute_dtype
 from .trajectory import sampler_sample
@@ -104,6 +104,10 @@ class RemotePatcher(comfy.model_patcher.ModelPatcher):  # type: ignore[misc]
             return
         super().add_object_patch(name, value)
 
+    def set_model_compute_dtype(self, dtype: torch.dtype) -> NoReturn:
+        """Refused: the daemon has to know before it loads."""
+        raise UnsupportedInput("Set weight_dtype on the Tutti loader instead: it is what the model computes in.")
+
     def add_hook_patches(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Weight hooks (LoRA schedules)."""
         raise refusals.weight_hooks()
@@ -138,11 +142,11 @@ def build(
         UnsupportedInput: the file is quantised in a way we do not read.
     """
     config, state_dict, parameters = _detect(checkpoint)
-    family = family_of(_model_class(config))
+    family = family_of(type(config))
     dtype = weight_dtype or _stock_dtype(config, state_dict, parameters, daemon_device)
     config.set_inference_dtype(dtype, None)
     on = ModelRef(model=checkpoint.model, family=family.name, dtype=compute_dtype(dtype), plan=plan)
-    model = _weightless(config, state_dict)
+    model = _weightless(config, state_dict, family)
     model.diffusion_model = RemoteNetwork(Remote(session, family, on, dtype), config.unet_config)
     patcher = RemotePatcher(
         model,
@@ -176,24 +180,17 @@ def _detect(checkpoint: Checkpoint) -> tuple[Any, dict[str, torch.Tensor], int]:
     return config, state_dict, parameters
 
 
-def _model_class(config: Any) -> type:
-    """The class that `config` would build, from a build without a network."""
-    return type(_weightless_plain(config, {}))
-
-
-def _weightless_plain(config: Any, state_dict: dict[str, torch.Tensor]) -> Any:
+def _weightless(config: Any, state_dict: dict[str, torch.Tensor], family: Family) -> Any:
+    """ComfyUI's own model object for `config`, without a network, as a class that also knows how to be remote."""
     kept = config.unet_config
     config.unet_config = {**kept, "disable_unet_model_creation": True}
     try:
-        return config.get_model(state_dict, "")
+        model = config.get_model(state_dict, "")
     finally:
         config.unet_config = kept
-
-
-def _weightless(config: Any, state_dict: dict[str, torch.Tensor]) -> Any:
-    """ComfyUI's own model object for `config`, without a network, as a class that also knows how to be remote."""
-    model = _weightless_plain(config, state_dict)
     real = type(model)
+    if real is not getattr(comfy.model_base, family.model_class):
+        raise unsupported(real.__name__)
     model.__class__ = type(f"Remote{real.__name__}", (RemoteModel, real), {})
     return model
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tutti.backend.wire.codec import Received
 from tutti.backend.wire.messages import Branch, ModelRef, Progress, Sample
 from tutti.backend.wire.tensors import WireTensor
@@ -45,8 +45,28 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny_flux(files / "fill.safetensors", in_channels=96, **geometry)
     (files / "sub").mkdir()
     write_tiny_flux(files / "sub" / "folder.safetensors", seed=5, **geometry)
-    (files / "damaged.safetensors").write_bytes((files / CHECKPOINT).read_bytes()[:5000])
+    _write_what_cannot_be_loaded(files)
     return folder
+
+
+def _write_what_cannot_be_loaded(files: Path) -> None:
+    whole = (files / CHECKPOINT).read_bytes()
+    (files / "damaged.safetensors").write_bytes(whole[:5000])
+    (files / "cut-off.safetensors").write_bytes(whole[:-4])
+    save_file({"something": torch.zeros(4, 4)}, files / "no-model.safetensors")
+    quantised = load_file(files / CHECKPOINT) | {"img_in.weight_scale": torch.ones(1)}
+    save_file(quantised, files / "quantised.safetensors")
+    # The tensors by which ComfyUI's detection knows Stable Diffusion 3.
+    names = {
+        "joint_blocks.0.context_block.attn.qkv.weight": (192, 64),
+        "x_embedder.proj.weight": (64, 16, 2, 2),
+        "final_layer.linear.weight": (64, 64),
+        "pos_embed": (1, 16, 64),
+        "y_embedder.mlp.0.weight": (64, 32),
+        "context_embedder.weight": (64, 48),
+    }
+    another = {name: torch.zeros(shape) for name, shape in names.items()}
+    save_file(another, files / "another-family.safetensors")
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.comfy.rig import CHECKPOINT, STEPWISE, WHOLE, Stock, changed_conditioning, plain, prompt, succeed
@@ -62,6 +64,30 @@ def test_several_reference_pictures_are_placed_as_comfyui_places_them(
         w.save(w.sample(w.model(), positive=placed, cfg=1.0))
 
     check(stock, comfy, build)
+
+
+def in_low_precision(dtype: str, **sampling: Any) -> Build:
+    """Stock ComfyUI computing in `dtype`: on a CPU it does so only when a node asks for it."""
+
+    def build(w: Workflow) -> None:
+        w.save(w.sample(w.link("ModelComputeDtype", model=w.model(), dtype=dtype), **sampling))
+
+    return build
+
+
+@pytest.mark.parametrize("sampling", [{"cfg": 1.0}, {"cfg": 4.0}, {"sampler_name": "euler_ancestral"}], ids=str)
+def test_bf16_is_as_near_to_stock_fp32_as_stock_bf16(
+    stock: Stock, comfy: ComfyServer, sampling: dict[str, Any]
+) -> None:
+    """At most 1.1 times as far. Both are far: bf16 cannot hold the timestep's embedding."""
+    (exact,) = stock.latents(plain(**sampling))
+    (theirs,) = stock.latents(in_low_precision("bf16", **sampling))
+    run = succeed(comfy, prompt(plain(**sampling), workflows.tutti_loader(CHECKPOINT, weight_dtype="bf16")))
+    (ours,) = comfy.latents(run)
+    assert relative_error(ours, exact) <= 1.1 * relative_error(theirs, exact)
+    assert relative_error(ours, theirs) < 0.1 * relative_error(theirs, exact), (
+        "the control: it is bf16's error, not ours"
+    )
 
 
 def test_the_explicit_sampler_gives_what_ksampler_gives(stock: Stock, comfy: ComfyServer) -> None:

@@ -77,6 +77,13 @@ def test_saving_the_model_is_refused(comfy: ComfyServer) -> None:
     refused(comfy, build, "Load the file with ComfyUI's own loader to save")
 
 
+def test_another_compute_dtype_is_set_on_the_loader(comfy: ComfyServer) -> None:
+    def build(w: Workflow) -> None:
+        w.save(w.sample(w.link("ModelComputeDtype", model=w.model(), dtype="bf16")))
+
+    refused(comfy, build, "Set weight_dtype on the Tutti loader instead")
+
+
 def test_a_latent_of_another_family_is_refused(comfy: ComfyServer) -> None:
     def build(w: Workflow) -> None:
         four = w.link("TestLatent", seed=1, batch=1, channels=4, height=16, width=16, scale=1.0)
@@ -101,10 +108,14 @@ def test_a_text_width_that_does_not_fit_is_refused(comfy: ComfyServer) -> None:
     [
         ({"unet_name": "nowhere.safetensors"}, "Put the checkpoint into a models folder"),
         ({"unet_name": "../../etc/passwd"}, "Put the checkpoint into a models folder"),
+        ({"unet_name": "another-family.safetensors"}, "Load this file with ComfyUI's own loader: it is a SD3 model"),
+        ({"unet_name": "no-model.safetensors"}, "Choose a diffusion model file"),
+        ({"unet_name": "quantised.safetensors"}, "Choose a file in bf16, fp16 or fp32"),
+        ({"unet_name": "cut-off.safetensors"}, ""),
         ({"unet_name": "damaged.safetensors"}, "Use a safetensors file"),
         ({"plan": "ulysses=3,ring=1"}, "Choose a plan for 2 rank"),
     ],
-    ids=["unknown", "outside", "damaged", "impossible plan"],
+    ids=["unknown", "outside", "another family", "no model", "quantised", "cut off", "damaged", "impossible plan"],
 )
 def test_a_model_that_cannot_be_loaded_stops_the_run_with_a_remedy(
     comfy: ComfyServer, models: Path, loader: dict[str, str], begins: str
@@ -119,7 +130,7 @@ def test_a_model_that_cannot_be_loaded_stops_the_run_with_a_remedy(
     ("inputs", "says"),
     [
         ({"weight_dtype": "fp8_e4m3fn"}, "Set weight_dtype to one of default"),
-        ({"plan": "warp=9"}, "Set plan to auto or to degrees"),
+        ({"plan": "ulysses: two"}, "Set plan to auto or to degrees"),
     ],
 )
 def test_an_impossible_setting_is_refused_before_anything_is_queued(
@@ -128,6 +139,19 @@ def test_an_impossible_setting_is_refused_before_anything_is_queued(
     run = comfy.run(prompt(plain(), workflows.tutti_loader(CHECKPOINT, **inputs)))
     assert run.status == "refused"
     assert says in run.error
+
+
+def test_the_explicit_sampler_wants_a_negative_prompt_only_where_it_counts(comfy: ComfyServer) -> None:
+    def build(cfg: float) -> Build:
+        def without_negative(w: Workflow) -> None:
+            inputs = {"seed": 1, "steps": 2, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+            latent = w.latent(3, scale=0.0)
+            w.save(w.link("TuttiSampler", model=w.model(), positive=w.text(1), latent_image=latent, cfg=cfg, **inputs))
+
+        return without_negative
+
+    refused(comfy, build(4.0), "Connect a negative prompt, or set cfg to 1")
+    succeed(comfy, prompt(build(1.0)))
 
 
 def test_after_all_that_the_next_run_is_right(stock: Stock, comfy: ComfyServer) -> None:

@@ -72,13 +72,13 @@ def test_a_copy_does_not_follow_a_change_in_place() -> None:
     assert not given.same_as(kept)
 
 
-def test_a_model_class_that_we_do_not_run_is_refused_with_what_to_do() -> None:
-    chroma = type("Chroma", (), {"__module__": "comfy.model_base"})
-    with pytest.raises(UnsupportedFamily, match="Load this file with ComfyUI's own loader"):
+def test_a_file_of_a_family_that_we_do_not_run_is_refused_with_what_to_do() -> None:
+    chroma = type("Chroma", (), {"__module__": "comfy.supported_models"})
+    with pytest.raises(UnsupportedFamily, match="Load this file with ComfyUI's own loader: it is a Chroma model"):
         family_of(chroma)
 
 
 def test_a_class_of_that_name_from_elsewhere_is_not_taken_for_it() -> None:
     with pytest.raises(UnsupportedFamily):
         family_of(type("Flux", (), {"__module__": "somebody.else"}))
-    assert family_of(type("Flux", (), {"__module__": "comfy.model_base"})) is FLUX
+    assert family_of(type("FluxSchnell", (), {"__module__": "comfy.supported_models"})) is FLUX
