@@ -108,5 +108,7 @@ class Supervisor:
         self._failed = wait_s is None or not self._was_ready
         if wait_s is not None and not self._failed:
             self._start_at_s = now_s + wait_s
-        log.error("the worker group is gone: %s%s", cause, "" if self._failed else "; starting it again")
+        # What ends the daemon at its start is said there, with the ranks' last words.
+        level = logging.ERROR if self._was_ready else logging.INFO
+        log.log(level, "the worker group is gone: %s%s", cause, "" if self._failed else "; starting it again")
         return GroupLost(incarnation=incarnation.name, cause=cause, failed=self._failed)
