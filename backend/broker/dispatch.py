@@ -166,7 +166,7 @@ class Dispatch:
                 self._core.emit(ForwardPreview(peer=job.peer, frames=frames, job_id=job.job_id))
         elif isinstance(message, Failed) and message.code == Draining.code and not self._core.draining:
             # It ends soon, and the group with it; nobody shall wait for that, or be told that the daemon goes.
-            self._core.emit(RestartGroup(cause="a rank was told to stop, and not by the daemon"))
+            self._core.emit(RestartGroup(cause="somebody other than the daemon told a rank to stop"))
         elif isinstance(message, Failed):
             turn.failure = _reported(message.code, message.message, job)
         elif isinstance(message, Result) and isinstance(job.request, Sample):
@@ -249,7 +249,9 @@ class Dispatch:
 def _died(cause: str, *, comes_back: bool) -> WorkerDied:
     if comes_back:
         return WorkerDied(f"Run it again when the worker group is back: {cause}. It is being restarted.")
-    return WorkerDied(f"Look at the daemon's log and start it again: {cause}. The worker group does not come up any more.")
+    return WorkerDied(
+        f"Look at the daemon's log and start it again: {cause}. The worker group does not come up any more."
+    )
 
 
 def _reported(code: str, message: str, job: Job) -> TuttiError:

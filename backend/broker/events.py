@@ -101,8 +101,13 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """The daemon ends now, whatever is open."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tick:
     """Time has passed."""
 
 
-Event = ClientSent | ClientGarbled | RankSent | RankGarbled | GroupStarting | GroupLost | Digested | Drain | Tick
+Event = ClientSent | ClientGarbled | RankSent | RankGarbled | GroupStarting | GroupLost | Digested | Drain | Stop | Tick

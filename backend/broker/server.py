@@ -51,6 +51,7 @@ from .events import (
     ModelFile,
     RankGarbled,
     RankSent,
+    Stop,
     Tick,
 )  # fmt: skip
 from .ledger import Ledger
@@ -165,6 +166,7 @@ class Server:
             self._previews.flush(now_s)
             if self._clients.has_waiting:
                 self._clients.flush()
+        self._take(Stop())
 
     def close(self) -> None:
         """Stop the group, then let go of everything. Safe after a run that failed."""

@@ -29,7 +29,7 @@ from . import report
 from .actions import Action, DescribeModel, Drained, RestartGroup
 from .admission import Admission
 from .clients import ClientKey
-from .core import Core
+from .core import Core, why_cancelled
 from .digests import OfJob, OfSubmission, OfUpload
 from .dispatch import Dispatch
 from .endings import Endings
@@ -43,6 +43,7 @@ from .events import (
     GroupStarting,
     RankGarbled,
     RankSent,
+    Stop,
     Tick,
 )  # fmt: skip
 from .settings import BrokerSettings
@@ -83,6 +84,8 @@ class Broker:
                 self._digested(event, now_s)
             case Drain():
                 self._drain(now_s)
+            case Stop():
+                self._stop()
             case Tick():
                 self._endings.give_up_vanished(now_s)
         self._settle(now_s)
@@ -221,3 +224,9 @@ class Broker:
         self._drain_until_s = None
         for job in list(self.core.jobs.open()):
             self._endings.cancel(job, "draining")
+
+    def _stop(self) -> None:
+        """Nobody waits any longer for ranks that leave: whoever waits for a job is told, before the socket closes."""
+        self.core.draining, self._drain_until_s = True, None
+        for job in list(self.core.jobs.open()):
+            self.core.end(job, JobState.CANCELLED, why_cancelled(job.cancelling or "draining"))

@@ -9,12 +9,13 @@ from dataclasses import replace
 
 import torch
 from tutti.backend.client import Client, job_id_for
-from tutti.backend.demo.job import demo_sample, wire
+from tutti.backend.demo.job import demo_sample
 from tutti.backend.errors import TuttiError
 from tutti.backend.wire.codec import Received
 from tutti.backend.wire.digest import content_digest
 from tutti.backend.wire.messages import Accepted, Call, Evaluate, Message, ModelRef, Progress, Sample
 from tutti.backend.wire.tensors import Tensors
+from tutti.backend.worker.tensors import to_wire
 
 from tests.support.daemon import CLIENT_ID, Daemon
 
@@ -64,12 +65,12 @@ def take_turn(client: Client, job_id: str, turn: int) -> None:
         on=ModelRef(model=MODEL, family="flux", dtype="F32"),
         calls=(Call(branch="positive", conditioning=digest),),
     )
-    tensors = {"call.0.x": wire(x), "call.0.timestep": wire(torch.full((1,), 0.5))}
+    tensors = {"call.0.x": to_wire(x), "call.0.timestep": to_wire(torch.full((1,), 0.5))}
     client.evaluate(message, tensors, lambda _: None)
 
 
 def _conditioning() -> tuple[str, Tensors]:
-    tensors = {"context": wire(torch.ones(1, 5, 64)), "pooled": wire(torch.ones(1, 32))}
+    tensors = {"context": to_wire(torch.ones(1, 5, 64)), "pooled": to_wire(torch.ones(1, 32))}
     return content_digest(tensors), tensors
 
 

@@ -49,7 +49,7 @@ def check_that_the_group_came_back(daemon: Daemon, before: list[psutil.Process],
 
 
 def strike_at_work(daemon: Daemon, victim: int, number: int, cause: str, undisturbed: bytes) -> None:
-    """Kill a process of the group in the middle of a job, and see what comes of it."""
+    """Send a process of the group a signal in the middle of a job, and see what comes of it."""
     before, restarts = descendants(daemon), daemon.status().restarts
     with Waiting(daemon, *sample(ENDLESS)) as waiting:
         waiting.wait_until("sampling", step=2)
@@ -74,15 +74,25 @@ def test_a_job_whose_rank_is_killed_fails_with_its_name_and_the_next_one_is_righ
         strike_at_work(daemon, rank_pids(daemon)[rank], number, cause, undisturbed)
 
 
+def test_a_rank_that_somebody_else_tells_to_stop_takes_the_group_along_but_no_later_job(
+    daemon: Daemon, undisturbed: bytes
+) -> None:
+    cause = "somebody other than the daemon told a rank to stop"
+    strike_at_work(daemon, rank_pids(daemon)[1], signal.SIGTERM, cause, undisturbed)
+    restarts = daemon.status().restarts
+    kill(rank_pids(daemon)[1], signal.SIGTERM)  # between jobs: it takes its leave for a while before it ends
+    assert picture(daemon) == undisturbed
+    assert daemon.status().restarts == restarts + 1
+
+
 def test_a_rank_that_dies_between_jobs_is_replaced_and_a_job_that_comes_meanwhile_waits(
     daemon: Daemon, undisturbed: bytes
 ) -> None:
-    for rank in (0, 1):
-        before, restarts = descendants(daemon), daemon.status().restarts
-        kill(rank_pids(daemon)[rank])
-        wait_until(lambda: daemon.status().state == "restarting", "restarting", SEEN_S)
-        assert picture(daemon) == undisturbed
-        check_that_the_group_came_back(daemon, before, restarts)
+    before, restarts = descendants(daemon), daemon.status().restarts
+    kill(rank_pids(daemon)[0])
+    wait_until(lambda: daemon.status().state == "restarting", "restarting", SEEN_S)
+    assert picture(daemon) == undisturbed
+    check_that_the_group_came_back(daemon, before, restarts)
 
 
 def test_a_job_whose_rank_dies_while_the_model_is_loaded_is_begun_again_in_silence(
