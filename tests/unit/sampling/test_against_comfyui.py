@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tutti.backend.sampling import flow, guidance, solvers
 
-from tests.support.comfyui import comfyui_folder, relative_error
+from tests.support.comfyui import comfyui_folder
+from tests.support.parity import relative_error
 from tests.unit.sampling.toy_flow import CASES, SIGMAS, Case, inputs, velocity, write_cases
 
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
