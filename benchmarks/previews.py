@@ -1,8 +1,8 @@
 """What do live previews cost? The same Sample with and without them, turn by turn.
 
 1,024 image and 128 text tokens; the steps are long enough for a preview in nearly every one of them, at most eight a second. In every
-round the Sample runs twice, with and without previews, in changing order; a ratio is the median over rounds of the ratio of the two
-median step times, which rank 0 measures.
+round a short Sample runs twice, with and without previews, in changing order; a ratio is the median over many rounds of the ratio of
+the two median step times, which rank 0 measures.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from .report import Figure, Spread, argument_parser, finish
 BENCHMARK: Final = "previews"
 RANKS: Final = 2
 CASE: Final = f"1024 image + 128 text tokens on {RANKS} CPU ranks"
-ROUNDS: Final = 30
-STEPS: Final = 8
+ROUNDS: Final = 60
+STEPS: Final = 4
 JOB: Final = FluxJob(side=64, text_tokens=128, hidden=512, depth=2, depth_single=3)
 
 
