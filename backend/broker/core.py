@@ -167,12 +167,14 @@ class Core:
         for event in self.digests.discard_submissions(owner, job_id):
             self.accounts.give_back(owner, size_bytes=event.size_bytes)
 
-    def take_forget_list(self) -> tuple[str, ...]:
+    def next_forget_list(self) -> tuple[str, ...]:
         """What the next Prepare tells the ranks to drop."""
-        chosen = tuple(self.forget)[:ARRAY_LENGTH]
-        for job_id in chosen:
+        return tuple(self.forget)[:ARRAY_LENGTH]
+
+    def forgotten(self, job_ids: tuple[str, ...]) -> None:
+        """The ranks have been told."""
+        for job_id in job_ids:
             del self.forget[job_id]
-        return chosen
 
 
 def why_cancelled(reason: CancelReason) -> TuttiError | None:

@@ -76,34 +76,37 @@ class Dispatch:
     def _prepare(self, job: Job) -> None:
         core = self._core
         job.move(JobState.PREPARING)
-        core.group.sequence += 1
-        core.turn = Turn(core.group.sequence, job)
-        tensors = self._tensors_of(job)
+        tensors, forget = self._tensors_of(job), core.next_forget_list()
         message = Prepare(
-            sequence=core.group.sequence,
+            sequence=core.group.sequence + 1,
             path=job.model.path,
             fingerprint=job.model.fingerprint,
             plan=core.settings.plan,
             specs=tuple(tensor.spec(name) for name, tensor in tensors.items()),
-            forget=core.take_forget_list(),
+            forget=forget,
             sample=job.request if isinstance(job.request, Sample) else None,
             evaluate=job.request if isinstance(job.request, Evaluate) else None,
         )
         try:
-            self._send_prepare(message, tensors)
+            actions = self._prepares(message, tensors)
         except LocalProtocolError as error:
+            # Nothing was spent on it: the ranks count the numbers, and hear about the trajectories with the next job.
             log.warning("a job does not fit into a Prepare: %s", error)
-            core.turn = None
-            core.forget.update(dict.fromkeys(message.forget))
             core.end(job, JobState.FAILED, BadRequest("Send less with one job: its tensors are too many or too large."))
+            return
+        core.group.sequence = message.sequence
+        core.turn = Turn(message.sequence, job)
+        core.forgotten(forget)
+        for action in actions:
+            core.emit(action)
 
-    def _send_prepare(self, message: Prepare, tensors: Tensors) -> None:
+    def _prepares(self, message: Prepare, tensors: Tensors) -> list[SendRanks]:
         """Tensors go to rank 0 only: one copy crosses the socket, and the group's own transport is faster than this one."""
         first, *others = self._core.group.peers
-        with_tensors = codec.encode(message, tensors)
-        self._core.emit(SendRanks(peers=(first,), message=message, frames=with_tensors))
+        actions = [SendRanks(peers=(first,), message=message, frames=codec.encode(message, tensors))]
         if others:
-            self._core.emit(SendRanks(peers=tuple(others), message=message, frames=codec.encode(message)))
+            actions.append(SendRanks(peers=tuple(others), message=message, frames=codec.encode(message)))
+        return actions
 
     def _tensors_of(self, job: Job) -> Tensors:
         if not isinstance(job.request, Evaluate):

@@ -84,6 +84,8 @@ def sample_tensors(fill: float = 0.0) -> dict[str, WireTensor]:
 
 CONTEXT: Tensors = {"context": f32(1, 2, 4, fill=2.0)}
 CONTEXT_DIGEST = content_digest(CONTEXT)
+TOO_MANY: Tensors = {f"t{number}": f32(1) for number in range(63)}
+"""A legal Upload; with an Evaluate's two tensors it does not fit into one Prepare."""
 
 
 def evaluate(job_id: str, turn: int, *, digest: str = CONTEXT_DIGEST) -> Evaluate:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
-from tutti.backend.broker.actions import ForwardPreview, RestartGroup
+from tutti.backend.broker.actions import Action, ForwardPreview, RestartGroup
 from tutti.backend.broker.events import RankGarbled
 from tutti.backend.errors import RemoteProtocolError
+from tutti.backend.wire.digest import content_digest
 from tutti.backend.wire.messages import (
     Abort,
     Cancel,
@@ -28,14 +30,19 @@ from tests.unit.broker.rig import (
     CONTEXT_DIGEST,
     LATENT,
     MODEL,
+    TOO_MANY,
     A,
     B,
     Rig,
     codes,
+    evaluate,
+    evaluate_tensors,
     f32,
     job,
     prepares,
     ready_rig,
+    sample,
+    sample_tensors,
     sent_to_ranks,
     told,
 )
@@ -358,17 +365,35 @@ def test_samples_leave_nothing_to_forget_and_neither_does_a_lost_group() -> None
     assert prepare.forget == ()
 
 
-def test_a_job_too_large_for_a_prepare_is_refused_and_the_group_goes_on() -> None:
-    rig = ready_rig()
-    many = {f"t{n}": f32(1) for n in range(63)}
-    rig.upload(A, 1, many)
-    digest_of_many = next(iter(rig.broker.core.uploads._stored.values()))
-    from tests.unit.broker.rig import evaluate, evaluate_tensors
+def too_many_frames(rig: Rig) -> list[Action]:
+    """Each message is legal; together they are one tensor more than a Prepare may carry."""
+    rig.upload(A, 1, TOO_MANY)
+    return rig.client(A, evaluate(job(1), 0, digest=content_digest(TOO_MANY)), evaluate_tensors())
 
-    actions = rig.client(A, evaluate(job(1), 0, digest=next(iter(digest_of_many))), evaluate_tensors())
+
+def too_long_a_header(rig: Rig) -> list[Action]:
+    """A Prepare names every tensor twice: in its specs and among its frames."""
+    extra = {f"branch.0.{str(n).rjust(500, 'x')}": f32(1) for n in range(62)}
+    return rig.client(A, sample(job(1)), sample_tensors() | extra)
+
+
+@pytest.mark.parametrize("submit", [too_many_frames, too_long_a_header])
+def test_a_job_too_large_for_a_prepare_is_refused_and_costs_the_ranks_no_number(
+    submit: Callable[[Rig], list[Action]],
+) -> None:
+    rig = ready_rig()
+    rig.upload(A, 3)
+    rig.evaluate(A, 3, 0)
+    rig.run_turn(3, 0)
+    rig.release(A, 3)
+    before = rig.sequence
+    actions = submit(rig)
     assert codes(actions, A) == ["bad_request"]
+    assert sent_to_ranks(actions) == []
     assert rig.turn_of is None
-    assert len(prepares(rig.submit(A, 2))) == 1
+    ((prepare, _),) = prepares(rig.submit(A, 2))
+    assert prepare.sequence == before + 1, "the ranks count: after a gap they do not go on"
+    assert prepare.forget == (job(3),), "what was not said yet is said with the next job"
 
 
 def test_rank_0_alone_hears_a_cancel() -> None:

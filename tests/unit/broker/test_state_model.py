@@ -18,6 +18,7 @@ from tutti.backend.broker.actions import Action, ForwardClient, Persist, SendCli
 from tutti.backend.broker.digests import OfSubmission
 from tutti.backend.broker.settings import BrokerSettings, Quotas
 from tutti.backend.wire import codec
+from tutti.backend.wire.digest import content_digest
 from tutti.backend.wire.job_states import JobState
 from tutti.backend.wire.messages import (
     Abort,
@@ -25,6 +26,7 @@ from tutti.backend.wire.messages import (
     Cancel,
     Done,
     Evaluate,
+    Failed,
     Go,
     Prepare,
     Prepared,
@@ -32,8 +34,9 @@ from tutti.backend.wire.messages import (
     Result,
 )
 
-from tests.unit.broker.rig import CONTEXT, CONTEXT_DIGEST, Rig, evaluate, evaluate_tensors, job
+from tests.unit.broker.rig import CONTEXT, CONTEXT_DIGEST, TOO_MANY, Rig, evaluate, evaluate_tensors, job
 
+TOO_MANY_DIGEST = content_digest(TOO_MANY)
 PEERS = (b"A", b"B", b"C")
 SAMPLES, TRAJECTORIES = range(1, 5), range(5, 9)
 peers = st.sampled_from(PEERS)
@@ -138,7 +141,7 @@ class BrokerModel(RuleBasedStateMachine):
         self.last_state: dict[tuple[str, int], JobState] = {}
         self.tries: dict[tuple[str, int, int, str], bool] = {}
         self.served: dict[object, int] = {}
-        self.turns = self.turns_after_restart = self.forgotten = 0
+        self.turns = self.turns_after_restart = self.forgotten = self.unfit = 0
         self.seen = 0
         self.waiting_before: dict[object, set[str]] = {}
 
@@ -184,6 +187,15 @@ class BrokerModel(RuleBasedStateMachine):
         self.upload(peer, number, honest=True)
         self.digests_come()
         self.any_turn(peer, number, turn=0, fill=0.0)
+
+    @rule(peer=peers, number=st.sampled_from(TRAJECTORIES))
+    def turn_that_fits_into_no_prepare(self, peer: bytes, number: int) -> None:
+        self.rig.upload(peer, number, TOO_MANY)
+        self.follow()
+        self.digests_come()
+        self.waiting_before = self.waiting()
+        self.rig.client(peer, evaluate(job(number), 0, digest=TOO_MANY_DIGEST), evaluate_tensors())
+        self.follow()
 
     @rule(peer=peers, number=st.sampled_from([*SAMPLES, *TRAJECTORIES]))
     def cancel(self, peer: bytes, number: int) -> None:
@@ -323,6 +335,11 @@ class BrokerModel(RuleBasedStateMachine):
                 if before is None:
                     assert record.state is JobState.QUEUED, "the first thing written down is that it is queued"
                 self.last_state[key] = record.state
+            case SendClient(message=Failed(code="bad_request", message=text), peer=peer) if text.startswith(
+                "Send less with one job"
+            ):
+                self.unfit += 1
+                self.note_turn(self.rig.broker.core.connections.owner(peer))
             case SendClient(message=Accepted(job_id=job_id, state=state)):
                 states = [last for (known, _), last in self.last_state.items() if known == job_id]
                 assert states, "accepted before it was written down"
@@ -349,9 +366,13 @@ class BrokerModel(RuleBasedStateMachine):
         for other, ready in self.waiting_before.items():
             if other != served.owner and ready & now.get(other, set()) and served.turn == 0 and not served.requeued:
                 assert self.served.get(other, 0) >= self.served.get(served.owner, 0), "a client was passed over"
-        self.turns += 1
         self.turns_after_restart += served.turn > 0 and self.rig.broker.core.group.restarts > 0
-        self.served[served.owner] = self.turns
+        self.note_turn(served.owner)
+
+    def note_turn(self, owner: object) -> None:
+        """It was somebody's turn, whatever came of it."""
+        self.turns += 1
+        self.served[owner] = self.turns
 
     def check_retries(self) -> None:
         """Nobody may kill the group again and again: what died before Go is tried twice at most."""
@@ -447,6 +468,7 @@ def client_moves(model: BrokerModel, dice: random.Random) -> list[Move]:
         (2, lambda: model.any_turn(peer, trajectory, turn, 0.0), True),
         (4, lambda: model.open_trajectory(peer, trajectory), True),
         (10, lambda: model.next_turn(trajectory), True),
+        (1, lambda: model.turn_that_fits_into_no_prepare(peer, trajectory), True),
         (2, lambda: model.cancel(peer, number), True),
         (1, lambda: model.release(peer, number), True),
         (6, lambda: model.ping(peer), True),
@@ -486,4 +508,5 @@ def test_a_long_busy_life_breaks_no_promise(seed: int) -> None:
     assert model.turns > WALK / 20, "a walk that gives no turns proves nothing"
     assert model.turns_after_restart > 0
     assert model.forgotten > 0
+    assert model.unfit > 0
     assert min(states[state] for state in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)) > 0
