@@ -197,12 +197,21 @@ def _remove_others(keep: Environment, *, unfinished_only: bool = False) -> None:
 
 
 def is_in_use(folder: Path) -> bool:
-    """Whether a process was started from this environment. Without /proc there is no cheap way to know: then no."""
-    needle = os.fsencode(folder) + b"/"
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if path.read_bytes().startswith(needle):
-                return True
-        except OSError:  # the process ended meanwhile, or belongs to another user
-            continue
-    return False
+    """Whether a process runs from this environment. Without /proc there is no cheap way to know: then no.
+
+    The command line alone does not tell: daemon, launcher and ranks give themselves a title, which overwrites it. The compiled modules
+    that a process has loaded (pyzmq, msgpack, torch, ...) stay mapped.
+    """
+    started = os.fsencode(folder) + b"/"
+    mapped = b" " + os.fsencode(folder.resolve()) + b"/"
+    return any(
+        _contents(process / "cmdline").startswith(started) or mapped in _contents(process / "maps")
+        for process in Path("/proc").glob("[0-9]*")
+    )
+
+
+def _contents(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # the process ended meanwhile, or belongs to another user
+        return b""

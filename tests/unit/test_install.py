@@ -7,13 +7,14 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import setproctitle
 from tutti.backend.setup import backend_env, checkout, comfyui, environment, folders
 from tutti.backend.setup.runner import TAIL_LINES, Runner, SetupError
 
@@ -90,21 +91,35 @@ def test_an_environment_that_a_process_runs_from_is_in_use(tmp_path: Path) -> No
     assert not backend_env.is_in_use(tmp_path / "env")
 
 
+def test_an_environment_is_in_use_by_a_process_that_gave_itself_a_title(tmp_path: Path) -> None:
+    """As daemon, launcher and ranks do: the command line no longer names the environment."""
+    env = tmp_path / "an env"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", env], check=True, timeout=100)
+    (site,) = env.glob("lib/python3*/site-packages")
+    shutil.copytree(Path(setproctitle.__file__).parent, site / "setproctitle")
+    titled = "import setproctitle; setproctitle.setproctitle('tutti: daemon'); "
+    with running(env / "bin" / "python", titled) as pid:
+        assert Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"tutti: daemon"), "else this tests nothing"
+        assert backend_env.is_in_use(env)
+        assert not backend_env.is_in_use(tmp_path / "an")
+    assert not backend_env.is_in_use(env)
+
+
 class running:  # noqa: N801 - a context manager, read as a verb
-    """A process of this Python for as long as the block runs."""
+    """A process of this Python for as long as the block runs; ``first`` is what it does before the block begins."""
 
-    def __init__(self, python: Path) -> None:
-        self._process = subprocess.Popen([python, "-c", "import time; time.sleep(100)"])
+    def __init__(self, python: Path, first: str = "") -> None:
+        script = f"{first}print(flush=True); import time; time.sleep(100)"
+        self._process = subprocess.Popen([python, "-c", script], stdout=subprocess.PIPE)
 
-    def __enter__(self) -> None:
-        end_s = time.monotonic() + 10
-        while not Path(f"/proc/{self._process.pid}/cmdline").read_bytes():
-            assert time.monotonic() < end_s
-            time.sleep(0.01)
+    def __enter__(self) -> int:
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == b"\n"
+        return self._process.pid
 
     def __exit__(self, *_: object) -> None:
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()
 
 
 def test_a_package_with_another_hash_is_refused_and_the_end_of_pips_output_is_shown(pack: ToyPack) -> None:
