@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .runner import Runner, SetupError
+from .runner import Runner, SetupError, clean_environment
 
 NOTE = "tutti-setup.json"
 """File in the environment: step -> fingerprint of what that step installed."""
@@ -27,6 +27,13 @@ NETWORK_REMEDY = (
     "check the network, the free disk space and pip's settings, then run the same command again: it continues where it stopped. "
     f"Extra pip arguments (another index, a proxy) go into {PIP_ARGUMENTS}."
 )
+
+COMPLETE_PYTHON = (
+    "use a complete Python: on Debian and Ubuntu `apt install python3-venv`; an embedded Python (ComfyUI portable) cannot make "
+    "environments, so run install.py with a Python from python.org instead."
+)
+PROBE_S = 60.0
+"""How long a Python may take to answer a question; starting it on a cold, busy disk takes seconds."""
 
 
 def fingerprint(*parts: str | bytes) -> str:
@@ -94,17 +101,23 @@ class Environment:
         return notes if isinstance(notes, dict) else {}
 
     def create(self) -> None:
-        """Make the environment if its Python is not there."""
-        if self.python.exists():
+        """Make the environment if it is not there, and anew if its making was interrupted: Python comes first, pip last."""
+        if self._has_pip():
             return
         if self.folder.exists():
             self.runner.change(f"remove the broken environment {self.folder}", lambda: shutil.rmtree(self.folder))
         self.runner.run(
             [self.maker.executable, "-m", "venv", self.folder],
             title=f"Making the environment {self.folder}",
-            remedy="use a complete Python: on Debian and Ubuntu `apt install python3-venv`; an embedded Python (ComfyUI portable) cannot make "
-            "environments, so run install.py with a Python from python.org instead.",
+            remedy=COMPLETE_PYTHON,
         )
+
+    def _has_pip(self) -> bool:
+        """Asked of pip itself: half of it may be there."""
+        if not self.python.exists():
+            return False
+        command = [os.fspath(self.python), "-m", "pip", "--version"]
+        return _succeeds(command, self.runner.environment)
 
     def pip(self, *arguments: str | Path, title: str, command: str = "install") -> None:
         """``pip install`` (or another command that fetches) with the user's extra arguments."""
@@ -152,16 +165,31 @@ class Interpreter:
 
 
 def suitable_python(oldest: tuple[int, int]) -> Interpreter:
-    """This Python if it is at least ``oldest``, else the newest fitting one on the PATH. :class:`SetupError` if there is none."""
-    if sys.version_info[:2] >= oldest:
+    """This Python if it is at least ``oldest`` and complete, else the newest such on the PATH. :class:`SetupError` if there is none."""
+    if sys.version_info[:2] >= oldest and _makes_environments(sys.executable):
         return Interpreter(executable=sys.executable, version=sys.version_info[:2])
     for minor in range(14, oldest[1] - 1, -1):
         found = shutil.which(f"python3.{minor}")
-        # A version manager's shim may be there without the Python behind it: ask.
-        if found and subprocess.run([found, "-c", "import venv"], capture_output=True).returncode == 0:
+        if found and _makes_environments(found):
             return Interpreter(executable=found, version=(3, minor))
     need = ".".join(map(str, oldest))
+    if sys.version_info[:2] >= oldest:
+        raise SetupError(
+            f"{sys.executable} has no venv or no ensurepip, so it cannot make environments.", COMPLETE_PYTHON
+        )
     raise SetupError(
         f"The back end needs Python {need} or newer (diffusers asks for it); this is Python {sys.version.split()[0]}.",
         f"install Python {need} or newer and run install.py with it. ComfyUI may stay on its older Python.",
     )
+
+
+def _makes_environments(python: str) -> bool:
+    """Asked of it: a version manager's shim may be there without the Python behind it, and Debian ships ensurepip apart."""
+    return _succeeds([python, "-c", "import venv, ensurepip"], clean_environment(os.environ))
+
+
+def _succeeds(command: list[str], environ: Mapping[str, str]) -> bool:
+    try:
+        return subprocess.run(command, env=environ, capture_output=True, timeout=PROBE_S).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False

@@ -227,6 +227,36 @@ def test_the_callers_python_settings_do_not_leak_into_an_installation(monkeypatc
     assert environ["PIP_DEFAULT_TIMEOUT"] == "7"
 
 
+def interpreter() -> environment.Interpreter:
+    return environment.Interpreter(executable=sys.executable, version=sys.version_info[:2])
+
+
+def test_an_environment_whose_making_was_interrupted_before_pip_is_made_anew(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True, timeout=100)
+    said: list[str] = []
+    env = environment.Environment(tmp_path / "env", Runner(say=said.append), interpreter())
+    env.create()
+    assert subprocess.run([env.python, "-m", "pip", "--version"], capture_output=True, timeout=60).returncode == 0
+    assert said
+    said.clear()
+    env.create()
+    assert said == [], "a complete one is kept"
+
+
+def test_a_python_without_ensurepip_is_not_suitable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stripped = tmp_path / "python"
+    block = "import sys; sys.modules['ensurepip'] = None; exec(sys.argv[1])"
+    stripped.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{block}" "$2"\n')
+    stripped.chmod(0o755)
+    subprocess.run([stripped, "-c", "import venv"], check=True, timeout=60)
+    assert environment.suitable_python((3, 10)).executable == sys.executable
+    monkeypatch.setattr(sys, "executable", str(stripped))
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SetupError, match="no ensurepip") as caught:
+        environment.suitable_python((3, 10))
+    assert "python3-venv" in str(caught.value)
+
+
 def test_a_python_that_is_too_old_everywhere_is_an_error_with_a_remedy() -> None:
     with pytest.raises(SetupError, match=r"needs Python 3\.99"):
         environment.suitable_python((3, 99))
