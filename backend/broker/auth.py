@@ -1,8 +1,8 @@
 """Who may talk to the broker: CURVE on every TCP socket, and the ZAP handler (RFC 27) that knows the clients' keys.
 
 The handler must be bound before the socket it guards: with CURVE but without a handler libzmq lets any key in. As a second line,
-the server drops every message that does not carry the name of a key that is valid at that moment: a revoked key is out at once,
-not only when its connection ends.
+the server drops every message that does not carry a key that is valid at that moment: a revoked key is out at once, not only when
+its connection ends, and stays out when another key gets its name.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class Gate:
                 return name
         return None
 
-    def admits(self, name: str | None) -> bool:
-        """Whether the key of that name is still valid."""
-        return name == LOCAL or (name is not None and name in self._names())
+    def admits(self, public: str | None) -> bool:
+        """Whether a key that was let in is still valid."""
+        return public is not None and self.name_of(public) is not None
 
     def _names(self) -> dict[str, str]:
         try:
@@ -78,12 +78,13 @@ class ZapHandler:
         """Answer one waiting question."""
         request = self.socket.recv_multipart()
         version, request_id, domain, _address, _identity, mechanism, *credentials = request
-        name = None
+        user = b""
         if (version, domain, mechanism) == (ZAP_VERSION, DOMAIN, b"CURVE") and len(credentials) == 1:
-            name = self._gate.name_of(z85.encode(credentials[0]).decode("ascii"))
-        status, text = (b"200", b"OK") if name else (b"400", b"unknown key")
-        self.socket.send_multipart([ZAP_VERSION, request_id, status, text, (name or "").encode("ascii"), b""])
-        if name is None:
+            public = z85.encode(credentials[0])
+            user = public if self._gate.admits(public.decode("ascii")) else b""
+        status, text = (b"200", b"OK") if user else (b"400", b"unknown key")
+        self.socket.send_multipart([ZAP_VERSION, request_id, status, text, user, b""])
+        if not user:
             log.warning("turned away a connection with a key that is not known")
 
     def close(self) -> None:
@@ -100,9 +101,9 @@ def make_curve_server(socket: zmq.Socket[bytes], key: KeyPair) -> None:
 
 
 def user_of(frame: zmq.Frame) -> str | None:
-    """The name of the key that the connection of this frame proved to hold."""
+    """The public key whose secret the connection of this frame proved to hold."""
     try:
-        name = frame.get("User-Id")
+        public = frame.get("User-Id")
     except zmq.ZMQError:
         return None
-    return name if isinstance(name, str) and name else None
+    return public if isinstance(public, str) and public else None

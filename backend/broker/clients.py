@@ -1,6 +1,6 @@
 """Clients and their connections: who is who, and who is still alive.
 
-A client is a (key name, client id) pair: one ComfyUI installation. It may hold several connections, because two ComfyUI processes
+A client is a (public key, client id) pair: one ComfyUI installation. It may hold several connections, because two ComfyUI processes
 can share an installation. Jobs belong to a client and report to one connection; the lease is the connection's.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 ClientKey = tuple[str, str]
-"""(name of the key, client id)"""
+"""(public key, client id)"""
 CONNECTIONS_REMEMBERED = 1024
 """Idle connections are forgotten beyond so many, the one silent longest first. It has to say hello again."""
 

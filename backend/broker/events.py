@@ -26,7 +26,7 @@ class ClientSent:
     peer: bytes
     """Routing identity of the connection."""
     user: str
-    """Name of the key that the connection proved to hold."""
+    """Its public key."""
     received: Received
     frames: Sequence[Frame]
     """The message as it came, without the preamble: header and tensors. Its digest is what "the same bytes" means."""

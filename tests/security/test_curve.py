@@ -162,7 +162,8 @@ def test_a_key_for_another_machine_works_until_it_is_revoked(null_models: Path, 
         port = free_port()
         added = tutti(state_dir, "keys", "add", "box", "--address", f"127.0.0.1:{port}", cwd=tmp_path)
         assert added.returncode == 0, added.stderr
-        file = tmp_path / "box.tutti.json"
+        file, other = tmp_path / "box.tutti.json", tmp_path / "other"
+        other.mkdir()
         assert file.stat().st_mode & 0o777 == 0o600
         listen = ("--listen", f"127.0.0.1:{port}")
         with running(null_models, state_dir, ranks=1, arguments=(*NULL_RANKS, *listen)):
@@ -174,6 +175,12 @@ def test_a_key_for_another_machine_works_until_it_is_revoked(null_models: Path, 
                 with pytest.raises(AuthFailed, match="revoked"):
                     remote.status()
                 assert time.monotonic() - began_s < TOLD_S
+                again = tutti(state_dir, "keys", "add", "box", "--address", f"127.0.0.1:{port}", cwd=other)
+                assert again.returncode == 0, again.stderr
+                with client(read_connection(other / "box.tutti.json")) as replacement:
+                    assert replacement.connect().state in ("ready", "busy")
+                with pytest.raises(AuthFailed, match="revoked"):
+                    remote.status()  # the old key's connection still stands; the name is not its any more
             with client(read_connection(file)) as remote, pytest.raises(AuthFailed):
                 remote.connect(timeout_s=10.0)
 

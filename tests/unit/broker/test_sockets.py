@@ -90,11 +90,11 @@ def stage(state_dir: Path) -> Iterator[Stage]:
         garbage.stop()  # pyzmq's own thread for buffers that are sent without a copy
 
 
-def test_a_message_carries_the_name_of_the_key_that_sent_it(stage: Stage) -> None:
+def test_a_message_carries_the_key_that_sent_it(stage: Stage) -> None:
     client = stage.connect()
     client.send_multipart([b"one", b"two"])
     peer, user, frames = stage.first()
-    assert (user, [frame.bytes for frame in frames]) == ("local", [b"one", b"two"])
+    assert (user, [frame.bytes for frame in frames]) == (stage.local.public, [b"one", b"two"])
     stage.clients.send(peer, [b"answer"])
     assert client.recv_multipart() == [b"answer"]
 
