@@ -32,6 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json", action="store_true", help="for programs: one JSON object with `healthy` and `findings`"
     )
     parser.add_argument(
+        "--installation",
+        action="store_true",
+        help="look at the installation only, not at models and not at a daemon that runs already (perhaps another version's); "
+        "what `install.py backend` asks before it switches to a new environment",
+    )
+    parser.add_argument(
         "--models",
         action="append",
         type=Path,
@@ -44,7 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Look and print. Returns 1 when there is a problem."""
-    findings = list(examine(state_directory.chosen(options), options.models))
+    state_dir = state_directory.chosen(options)
+    findings = list(examine_installation(state_dir))
+    if not options.installation:
+        findings += [_check_models(state_dir, options.models), _check_daemon(state_dir)]
     healthy = all(finding.level != "problem" for finding in findings)
     if options.json:
         print(json.dumps({"healthy": healthy, "findings": [dataclasses.asdict(finding) for finding in findings]}))
@@ -57,8 +66,8 @@ def run(options: argparse.Namespace) -> int:
     return 0 if healthy else 1
 
 
-def examine(state_dir: Path, models: list[Path]) -> Iterator[Finding]:
-    """Everything, in the order in which a start needs it."""
+def examine_installation(state_dir: Path) -> Iterator[Finding]:
+    """What a daemon of this installation will need on this machine, in the order in which a start needs it."""
     yield good(
         "tutti", f"{__version__} on Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     )
@@ -69,8 +78,6 @@ def examine(state_dir: Path, models: list[Path]) -> Iterator[Finding]:
     yield check_loopback()
     yield from check_shared_memory()
     yield from check_state_dir(state_dir)
-    yield _check_models(state_dir, models)
-    yield _check_daemon(state_dir)
 
 
 def as_text(findings: list[Finding]) -> str:

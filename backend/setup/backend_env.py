@@ -73,8 +73,8 @@ def install_backend(pack: Path, runner: Runner, *, torch: str, comfy_python: str
     _remove_others(environment, unfinished_only=True)
     _fill(environment, pack, locks, choice, driver)
     runner.run(
-        [current.executable, "doctor"],
-        title="Checking the new environment (tutti doctor)",
+        [current.executable, "doctor", "--installation"],
+        title="Checking the new environment (tutti doctor --installation)",
         remedy="mend what it names, then run the same command again. The environment used so far stays in use.",
         timeout_s=300,
     )

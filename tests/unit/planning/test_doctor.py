@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import shutil
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import zmq
+from tutti.backend.cli import doctor as cli_doctor
 from tutti.backend.cli.doctor import as_text
 from tutti.backend.planning import installation, machine
 from tutti.backend.planning.devices import Gpu
@@ -45,6 +47,20 @@ def test_this_machine_is_healthy_and_the_json_says_so(state_dir: Path, tmp_path:
     topics = {finding["topic"]: finding["level"] for finding in answer["findings"]}
     assert topics["torch"] == topics["libzmq"] == topics["state"] == topics["models"] == "good"
     assert topics["daemon"] == "note"
+
+
+@pytest.mark.parametrize(("words", "status"), [([], 1), (["--installation"], 0)])
+def test_a_failed_daemon_is_a_problem_but_not_of_the_installation(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], status: int
+) -> None:
+    """Or a failed daemon would keep the installer from switching to the environment that mends it."""
+    monkeypatch.setattr(cli_doctor, "_check_daemon", lambda _: problem("daemon", "its worker group failed", "mend it"))
+    parser = argparse.ArgumentParser()
+    cli_doctor.add_arguments(parser)
+    assert cli_doctor.run(parser.parse_args(["--json", "--state-dir", str(state_dir), *words])) == status
+    topics = {finding["topic"] for finding in json.loads(capsys.readouterr().out)["findings"]}
+    assert {"torch", "libzmq", "state"} <= topics
+    assert ({"daemon", "models"} <= topics) is (not words)
 
 
 def test_a_state_folder_that_others_can_read_is_a_problem_with_its_fix(state_dir: Path) -> None:
