@@ -111,9 +111,11 @@ class Session:
     def _find_or_start(self, say: Say, idle: Idle, start: bool) -> Connection:
         directory = state_dir()
         publish_folders(directory)
+        from ..backend.client.launch import daemon_runs
+
         with contextlib.suppress(FileNotFoundError):
             connection = find_connection(directory)
-            if connection.pid is None or _is_alive(connection.pid):
+            if connection.pid is None or daemon_runs(directory, connection.pid):
                 return connection
         if not start:
             raise DaemonUnreachable("Run `tutti serve`, or queue a workflow with a Tutti loader: no daemon runs.")
@@ -157,19 +159,6 @@ def _connect(connection: Connection, idle: Idle) -> Client:
         client.close()
         raise
     return client
-
-
-def _is_alive(pid: int) -> bool:
-    """Whether the process that wrote a connection file still runs. A file of another user's process, or on Windows: take its word."""
-    if os.name != "posix":
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _pause(seconds: float, idle: Idle) -> None:

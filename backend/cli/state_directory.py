@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import ConnectionFileProblem
-from ..wire.connection import STATE_DIR_VARIABLE, ensure_private_dir, state_dir
+from ..wire.connection import LOCK_FILE, STATE_DIR_VARIABLE, ensure_private_dir, state_dir
 from .main import CommandError
 
-LOCK_FILE: Final = "daemon.lock"
 LOGS_FOLDER: Final = "logs"
 
 
@@ -31,7 +30,7 @@ def add_argument(parser: argparse.ArgumentParser) -> None:
 def chosen(options: argparse.Namespace) -> Path:
     """The directory that a command is about."""
     given: Path | None = options.state_dir
-    return (given or state_dir()).expanduser()
+    return (given or state_dir()).expanduser().absolute()
 
 
 def prepare(path: Path) -> Path:

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final, TypeVar, cast
 
@@ -38,7 +38,7 @@ from ..wire.messages import (
     Upload,
     Welcome,
 )  # fmt: skip
-from ..wire.tensors import Tensors, WireTensor
+from ..wire.tensors import Tensors
 from .keepalive import Keepalive
 from .link import Link
 
@@ -79,6 +79,8 @@ class Client:
         self._lock = threading.RLock()
         self._link = Link(connection)
         self._greeted_reconnects = 0
+        self._asked: tuple[Message, Tensors] | None = None
+        """The request that is waited for. Every request may be sent twice, and is, when the connection was lost on the way."""
         self._last_heard_s = time.monotonic()
         self._last_ping_s = 0.0
         self._keepalive = Keepalive(self._lock, self._ping, PING_S)
@@ -130,7 +132,7 @@ class Client:
 
     def _ask(self, message: Describe | StatusRequest, answer: type[Any], idle: Idle) -> Received:
         with self._lock:
-            self._link.send(message)
+            self._send(message)
             return self._wait(
                 lambda m: isinstance(m, answer) and m.request == message.request,
                 lambda failed: failed.request == message.request,
@@ -146,20 +148,19 @@ class Client:
             TuttiError: whatever the daemon refused or failed with.
         """
         with self._lock:
-            self._link.send(message, tensors)
-            return self._wait_for_job(
-                message.job_id, lambda m: isinstance(m, Result), listener, idle, again=(message, tensors)
-            )
+            self._send(message, tensors)
+            return self._wait_for_job(message.job_id, lambda m: isinstance(m, Result), listener, idle)
 
     def upload(self, job_id: str, digest: str, tensors: Tensors) -> None:
         """Send conditioning of an Evaluate trajectory. A refusal shows at the Evaluate that names it."""
         with self._lock:
+            self._greet_again_if_needed()
             self._link.send(Upload(job_id=job_id, digest=digest), tensors)
 
     def evaluate(self, message: Evaluate, tensors: Tensors, listener: Listener, idle: Idle = _ignore) -> Received:
         """Run one turn of a trajectory and return its Evaluated. Interrupting the wait cancels the trajectory."""
         with self._lock:
-            self._link.send(message, tensors)
+            self._send(message, tensors)
             self._keepalive.hold(message.job_id)
             return self._wait_for_job(
                 message.job_id, lambda m: isinstance(m, Evaluated) and m.turn == message.turn, listener, idle
@@ -169,7 +170,7 @@ class Client:
         """End an Evaluate trajectory. One that already ended is fine."""
         self._keepalive.drop(job_id)
         with self._lock:
-            self._link.send(Release(job_id=job_id))
+            self._send(Release(job_id=job_id))
             with contextlib.suppress(UnknownJob):
                 self._wait(lambda m: isinstance(m, Ended) and m.job_id == job_id, lambda f: f.job_id == job_id, idle)
 
@@ -189,14 +190,13 @@ class Client:
     # --- waiting --------------------------------------------------------------------------------------------------------------
 
     def _wait_for_job(
-        self, job_id: str, is_answer: Callable[[Message], bool], listener: Listener, idle: Idle,
-        again: tuple[Message, Mapping[str, WireTensor]] | None = None,
-    ) -> Received:  # fmt: skip
+        self, job_id: str, is_answer: Callable[[Message], bool], listener: Listener, idle: Idle
+    ) -> Received:
         def mine(message: Message) -> bool:
             return getattr(message, "job_id", None) == job_id
 
         try:
-            return self._wait(lambda m: mine(m) and is_answer(m), mine, idle, listener, again)
+            return self._wait(lambda m: mine(m) and is_answer(m), mine, idle, listener)
         except TuttiError:
             self._keepalive.drop(job_id)  # the job has ended, or the daemon is gone
             raise
@@ -206,13 +206,13 @@ class Client:
 
     def _wait(
         self, is_answer: Callable[[Message], bool], is_failure: Callable[[Any], bool], idle: Idle,
-        listener: Listener | None = None, again: tuple[Message, Mapping[str, WireTensor]] | None = None,
+        listener: Listener | None = None,
     ) -> Received:  # fmt: skip
         self._last_heard_s = time.monotonic()
         while True:
             idle()
             received = self._link.receive(POLL_S)
-            self._stay_in_touch(again)
+            self._stay_in_touch()
             if received is None:
                 continue
             self._last_heard_s = time.monotonic()
@@ -224,8 +224,14 @@ class Client:
             if listener and not isinstance(message, Failed | Welcome):
                 listener(received)
 
-    def _stay_in_touch(self, again: tuple[Message, Mapping[str, WireTensor]] | None) -> None:
-        """Ping, notice silence, and greet a daemon that came back; a restarted one is given the job again (ids are idempotent)."""
+    def _send(self, message: Message, tensors: Tensors | None = None) -> None:
+        """Send a request that will be waited for."""
+        self._greet_again_if_needed()
+        self._asked = (message, tensors or {})
+        self._link.send(message, tensors)
+
+    def _stay_in_touch(self) -> None:
+        """Ping, notice silence, and ask again after the connection was lost: the answer went to the connection that is gone."""
         now_s = time.monotonic()
         if now_s - self._last_heard_s > SILENCE_S:
             raise DaemonUnreachable(
@@ -233,11 +239,17 @@ class Client:
             )
         if now_s - self._last_ping_s > PING_S:
             self._ping()
-        if self._link.reconnects != self._greeted_reconnects:
-            self._greeted_reconnects = self._link.reconnects
-            self._link.send(Hello(client_id=self.client_id, software=self._software))
-            if again is not None:
-                self._link.send(*again)
+        if self._greet_again_if_needed() and self._asked:
+            self._link.send(*self._asked)
+
+    def _greet_again_if_needed(self) -> bool:
+        """Say hello on a connection that came up again; a broker knows nobody who has not."""
+        self._link.look_at_connection()
+        if self._link.reconnects == self._greeted_reconnects:
+            return False
+        self._greeted_reconnects = self._link.reconnects
+        self._link.send(Hello(client_id=self.client_id, software=self._software))
+        return True
 
     def _ping(self) -> None:
         self._last_ping_s = time.monotonic()

@@ -12,7 +12,14 @@ from typing import Final
 
 from ..errors import DaemonUnreachable
 from ..setup.folders import data_folder, read_current
-from ..wire.connection import CONNECTION_FILE, STATE_DIR_VARIABLE, Connection, ensure_private_dir, read_connection
+from ..wire.connection import (
+    CONNECTION_FILE,
+    LOCK_FILE,
+    STATE_DIR_VARIABLE,
+    Connection,
+    ensure_private_dir,
+    read_connection,
+)
 
 EXECUTABLE_VARIABLE: Final = "TUTTI_EXECUTABLE"
 """Overrides which ``tutti`` is started. For people and tests; no workflow can set it."""
@@ -62,10 +69,36 @@ def start_daemon(command: Sequence[str], directory: Path) -> subprocess.Popen[by
         )
 
 
+def daemon_runs(directory: Path, pid: int) -> bool:
+    """Whether the daemon ``pid`` that wrote the connection file of ``directory`` still runs.
+
+    It holds a lock on a file there, which the kernel takes from it however it ends: a process that only has its number, or a
+    child of ours that nobody has waited for, does not. Without locks (not POSIX) the connection file is believed.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        os.kill(pid, 0)
+        lock = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CLOEXEC)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # another user's process, or a daemon that keeps no such file
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
 def wait_for_connection(
     process: subprocess.Popen[bytes], directory: Path, timeout_s: float, idle: Callable[[], None] = lambda: None
 ) -> Connection:
-    """Wait until the daemon that was just started has written its connection file: then its broker listens.
+    """Wait until the daemon that was just started (or one that came first) has written its connection file: then its broker listens.
 
     Raises:
         DaemonUnreachable: it ended, or took longer than ``timeout_s``; the text has its last lines.
@@ -77,6 +110,8 @@ def wait_for_connection(
             connection = read_connection(directory / CONNECTION_FILE)
             if connection.pid == process.pid:
                 return connection
+            if process.poll() is not None and connection.pid and daemon_runs(directory, connection.pid):
+                return connection  # somebody else started one at the same moment, and theirs was first
         if process.poll() is not None:
             raise DaemonUnreachable(
                 f"Run `tutti doctor`: the daemon ended at its start with status {process.returncode}. {_last_lines(directory)}"

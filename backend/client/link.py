@@ -15,11 +15,10 @@ from ..wire.connection import Connection
 from ..wire.messages import Message
 from ..wire.tensors import WireTensor
 
-_REFUSED: Final = (
-    zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-)
+_REFUSED: Final = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+_CLOSED: Final = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+"""The peer hung up in the handshake: another server key, or something that is no daemon, or a daemon that is going down."""
 _UP: Final = zmq.EVENT_HANDSHAKE_SUCCEEDED
-_DOWN: Final = zmq.EVENT_DISCONNECTED
 
 
 class Link:
@@ -34,10 +33,11 @@ class Link:
         self._socket.setsockopt(zmq.RECONNECT_IVL, 100)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
         self._socket.setsockopt(zmq.MAXMSGSIZE, limits.TENSOR_BYTES)
+        self._socket.setsockopt(zmq.IPV6, int("[" in connection.endpoint))
         self._socket.curve_serverkey = connection.server_public_key.encode("ascii")
         self._socket.curve_publickey = connection.client_public_key.encode("ascii")
         self._socket.curve_secretkey = connection.client_secret_key.encode("ascii")
-        self._monitor = self._socket.get_monitor_socket(_REFUSED | _UP | _DOWN)
+        self._monitor = self._socket.get_monitor_socket(_REFUSED | _CLOSED | _UP)
         self._was_up = False
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
@@ -60,18 +60,28 @@ class Link:
         while True:
             ready = dict(self._poller.poll(max(0, int((deadline - time.monotonic()) * 1000))))
             if self._monitor in ready:
-                self._read_monitor()
+                self.look_at_connection()
             if self._socket in ready:
                 return codec.decode([frame.buffer for frame in self._socket.recv_multipart(copy=False)])
             if time.monotonic() >= deadline:
                 return None
 
-    def _read_monitor(self) -> None:
+    def look_at_connection(self) -> None:
+        """Read what happened to the connection since the last look; :attr:`reconnects` counts.
+
+        Raises:
+            AuthFailed: the daemon refused our key.
+        """
         while self._monitor.poll(0):
             event: Any = parse_monitor_message(self._monitor.recv_multipart())
             if event["event"] & _REFUSED:
                 raise AuthFailed(
                     "Get a new connection file from the daemon's owner and run `tutti connect FILE`: the daemon refused this key."
+                )
+            if event["event"] == _CLOSED and not self._was_up:
+                raise AuthFailed(
+                    "Check that a Tutti daemon listens at this address, and get a new connection file (`tutti connect FILE`) if it does: "
+                    "what answers there ends the connection before it has begun."
                 )
             if event["event"] == _UP:
                 self.reconnects += self._was_up

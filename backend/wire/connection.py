@@ -27,6 +27,8 @@ CONNECTION_FILE: Final = "connection.json"
 REMOTE_FILE: Final = "remote.json"
 FOLDERS_FILE: Final = "folders.json"
 CLIENT_ID_FILE: Final = "client_id"
+LOCK_FILE: Final = "daemon.lock"
+"""Locked by the one daemon of a state directory for as long as it lives."""
 STATE_DIR_VARIABLE: Final = "TUTTI_STATE_DIR"
 
 
@@ -62,7 +64,7 @@ def state_dir() -> Path:
     """Where this user's Tutti keeps its state: ``TUTTI_STATE_DIR``, else the platform's place for application state."""
     override = os.environ.get(STATE_DIR_VARIABLE)
     if override:
-        return Path(override)
+        return Path(override).expanduser().absolute()  # ranks and clients run in other folders than the daemon
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "tutti" / "state"
     if sys.platform == "darwin":
