@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from .liveness import watch
 from .logs import rotate
-from .reports import REPORT_FD_VARIABLE, LauncherFailed, RankEnded, RanksStarted, write_report
+from .reports import REPORT_FD_VARIABLE, LauncherFailed, RankEnded, RanksStarted, first_cause, write_report
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.agent.server.api import WorkerGroup, WorkerSpec
     from torch.distributed.elastic.multiprocessing import LogsSpecs
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
     from torch.distributed.elastic.rendezvous import RendezvousHandler
 
 MONITOR_S = 0.1
@@ -69,12 +70,17 @@ def _run(options: argparse.Namespace, report_fd: int) -> int:
         monitor_interval=MONITOR_S,
     )
     result = _agent(spec, _logs(options.logs), report_fd).run()
-    for rank, failure in sorted(result.failures.items()):
-        # Only heard if the daemon has not been told already: the first report is the one that counts.
-        killed_by = -failure.exitcode if failure.exitcode < 0 else None
-        status = None if killed_by else failure.exitcode
-        write_report(report_fd, RankEnded(rank=rank, pid=failure.pid, signal=killed_by, status=status))
+    # Only heard if the daemon has not been told already: the first report is the one that counts.
+    report = first_cause([_as_report(rank, failure) for rank, failure in result.failures.items()])
+    if report:
+        write_report(report_fd, report)
     return 1
+
+
+def _as_report(rank: int, failure: ProcessFailure) -> RankEnded:
+    killed_by = -failure.exitcode if failure.exitcode < 0 else None
+    status = None if killed_by else failure.exitcode
+    return RankEnded(rank=rank, pid=failure.pid, signal=killed_by, status=status)
 
 
 def _agent(spec: WorkerSpec, logs: LogsSpecs, report_fd: int) -> Any:
@@ -103,16 +109,22 @@ def _report_first_end(pids: dict[int, int], report_fd: int) -> None:
             continue  # ended and reaped already: the agent's result names it
         ranks[fd] = (rank, pid)
         poller.register(fd, select.POLLIN)
-    ended = [ranks[fd] for fd, _ in poller.poll()]
-    for rank, pid in ended[:1]:
-        try:
-            end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-        except ChildProcessError:
-            return  # likewise
-        if end is not None:
-            by_signal = end.si_code != os.CLD_EXITED
-            killed_by, status = (end.si_status, None) if by_signal else (None, end.si_status)
-            write_report(report_fd, RankEnded(rank=rank, pid=pid, signal=killed_by, status=status))
+    ends = [_end_of(*ranks[fd]) for fd, _ in poller.poll()]
+    report = first_cause([end for end in ends if end is not None])
+    if report:
+        write_report(report_fd, report)
+
+
+def _end_of(rank: int, pid: int) -> RankEnded | None:
+    try:
+        end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+    except ChildProcessError:
+        return None  # likewise
+    if end is None:
+        return None
+    by_signal = end.si_code != os.CLD_EXITED
+    killed_by, status = (end.si_status, None) if by_signal else (None, end.si_status)
+    return RankEnded(rank=rank, pid=pid, signal=killed_by, status=status)
 
 
 def _rendezvous(options: argparse.Namespace) -> RendezvousHandler:

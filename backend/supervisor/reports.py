@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 REPORT_FD_VARIABLE: Final = "TUTTI_REPORT_FD"
+FOLLOWS_STATUS: Final = 70
+"""Exit status of a rank that leaves a group which cannot go on (``EXIT_GROUP_BROKEN`` of the worker, which imports torch)."""
 LINE_BYTES: Final = 4096
 """Below PIPE_BUF: a line is written whole or not at all."""
 
@@ -35,6 +38,18 @@ class RankEnded:
     def cause(self) -> str:
         """As the middle of a sentence."""
         return f"rank {self.rank} {how_it_ended(self.signal, self.status)}"
+
+
+def first_cause(ends: Sequence[RankEnded]) -> RankEnded | None:
+    """The end that explains the others, of those that were seen at once: a rank that notices another one's death follows it.
+
+    A signal comes from outside. :data:`FOLLOWS_STATUS` says only that the group could not go on.
+    """
+    return min(
+        ends,
+        key=lambda end: (end.signal is None, end.status == FOLLOWS_STATUS, end.rank),
+        default=None,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
