@@ -22,7 +22,7 @@ from ..errors import (
 )
 from ..wire import codec
 from ..wire.digest import content_digest, job_digest
-from ..wire.messages import Described, Evaluate, Failed, RankHello, Sample
+from ..wire.messages import Described, Evaluate, Evaluated, Failed, RankHello, Result, Sample
 from .actions import (
     Action,
     DescribeModel,
@@ -87,6 +87,9 @@ class GroupRunner(Protocol):
 
     def note_ready(self, now_s: float) -> None:
         """Every rank has said hello."""
+
+    def note_work(self) -> None:
+        """The ranks have completed a job."""
 
     def restart(self, cause: str, now_s: float) -> list[GroupStarting | GroupLost]:
         """Kill the ranks and begin anew."""
@@ -247,6 +250,8 @@ class Server:
             return
         was_ready = self._broker.core.group.ready
         self._take(RankSent(peer=peer, received=received, frames=frames))
+        if isinstance(received.message, Result | Evaluated):
+            self._group.note_work()
         if isinstance(received.message, RankHello) and self._broker.core.group.ready and not was_ready:
             self._was_ready = True
             self._group.note_ready(time.monotonic())

@@ -1,4 +1,4 @@
-"""How often a worker group may be started again: a sliding window, cleared once the group has been stable.
+"""How often a worker group may be started again: a sliding window, cleared once the group has been stable or has done a job.
 
 torchrun's own budget counts for the whole life of a process; a daemon lives for weeks.
 """
@@ -29,16 +29,21 @@ class RestartBudget:
     settings: BudgetSettings = field(default_factory=BudgetSettings)
     _deaths_s: deque[float] = field(default_factory=deque)
     _ready_s: float | None = None
+    _worked: bool = False
 
     def note_ready(self, now_s: float) -> None:
         """The group is up."""
         self._ready_s = now_s
 
+    def note_work(self) -> None:
+        """A job was completed: what kills the group now and then is some job, not its start."""
+        self._worked = True
+
     def note_death(self, now_s: float) -> float | None:
         """The group died. Returns how long to wait before the restart, or None if there shall be none."""
-        if self._ready_s is not None and now_s - self._ready_s >= self.settings.stable_s:
+        if self._worked or (self._ready_s is not None and now_s - self._ready_s >= self.settings.stable_s):
             self._deaths_s.clear()
-        self._ready_s = None
+        self._ready_s, self._worked = None, False
         while self._deaths_s and now_s - self._deaths_s[0] > self.settings.window_s:
             self._deaths_s.popleft()
         self._deaths_s.append(now_s)

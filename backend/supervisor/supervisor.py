@@ -73,6 +73,10 @@ class Supervisor:
         self._was_ready = True
         self._budget.note_ready(now_s)
 
+    def note_work(self) -> None:
+        """The ranks have completed a job."""
+        self._budget.note_work()
+
     def restart(self, cause: str, now_s: float) -> list[GroupStarting | GroupLost]:
         """Kill the group and begin anew."""
         return [self._lose(self._current, cause, now_s)] if self._current else []

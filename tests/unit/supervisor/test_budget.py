@@ -38,3 +38,13 @@ def test_only_the_last_life_counts_as_stable() -> None:
     assert budget.note_death(100.0) == 0.0
     assert budget.note_death(200.0) == 1.0, "it never came up in between"
     assert budget.note_death(201.0) is None
+
+
+def test_a_job_that_was_done_clears_what_was() -> None:
+    budget = RestartBudget()
+    for second in range(20):
+        budget.note_ready(float(second))
+        budget.note_work()
+        assert budget.note_death(second + 0.5) == 0.0
+    waits = [budget.note_death(30.0 + second) for second in range(5)]
+    assert waits == [1.0, 2.0, 4.0, 8.0, None], "what was done before the last death counts no more"
