@@ -86,13 +86,16 @@ class Core:
         self.emit(Persist(record=job.record(reason)))
 
     def ask_digest(self, job: Job) -> None:
-        """Have the digest of a job's request computed, once."""
+        """Have the digest of a job's request computed, once: when it has been answered, or when its id comes again before that.
+
+        Not at Go: hashing 5 MiB would take a core from the first step.
+        """
         if not job.digest_asked:
             job.digest_asked = True
             self.emit(Digest(token=self.digests.ask(OfJob(job.job_id, job.attempt)), frames=job.frames))
 
     def drop_payload(self, job: Job) -> None:
-        """The ranks have the request now (or never will): let go of it."""
+        """The request has been answered (or never will be): let go of it."""
         self.accounts.give_back(job.owner, size_bytes=job.drop_payload())
 
     def end(self, job: Job, state: JobState, error: TuttiError | None = None) -> None:
@@ -121,6 +124,7 @@ class Core:
         present = not self.connections.vanished(job.peer, now_s)
         if present:
             self.emit(ForwardClient(peer=job.peer, frames=frames, job_id=job.job_id, droppable=False))
+        self.ask_digest(job)
         self._free(job)
         self.give_up(self.results.put(job.job_id, frames, now_s, delivered=present))
         self._let_successor_go(job)

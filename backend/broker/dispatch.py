@@ -123,8 +123,6 @@ class Dispatch:
             core.uploads.delivered((job.owner, job.job_id), job.request)
         else:
             core.persist(job)
-        core.ask_digest(job)
-        core.drop_payload(job)
 
     # --- what ranks say -------------------------------------------------------------------------------------------------------
 
@@ -186,6 +184,8 @@ class Dispatch:
         job.move(JobState.WAITING)
         self._core.queue.hold_for(job.owner, job.job_id, now_s)
         self._core.emit(ForwardClient(peer=job.peer, frames=frames, job_id=job.job_id, droppable=False))
+        self._core.ask_digest(job)
+        self._core.drop_payload(job)
 
     def _done(self, turn: Turn, job: Job, rank: Rank, message: Done) -> None:
         self._core.group.note(rank, message)

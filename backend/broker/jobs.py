@@ -33,9 +33,9 @@ class Job:
     request: Sample | Evaluate
     """The Sample, or the Evaluate of the current turn."""
     tensors: Tensors
-    """Tensors of ``request``; dropped when the ranks have them."""
+    """Tensors of ``request``; dropped when it has been answered."""
     frames: Sequence[Frame]
-    """``request`` as it came; dropped when the ranks have it."""
+    """``request`` as it came; dropped likewise."""
     payload_bytes: int
     """What ``frames`` counts in the quotas; 0 once they are dropped."""
     attempt: int

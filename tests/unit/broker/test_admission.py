@@ -217,14 +217,26 @@ def test_a_client_cannot_have_more_open_jobs_than_its_quota() -> None:
     assert codes(rig.submit(A, 3), A) == []
 
 
-def test_waiting_bytes_count_until_the_ranks_have_them() -> None:
+def test_a_jobs_bytes_count_until_it_is_answered() -> None:
     size = 16 * 4 + 12 + 400
     rig = ready_rig(quotas=Quotas(client_bytes=2 * size))
     rig.submit(A, 1)
     rig.submit(A, 2)
-    assert codes(rig.submit(A, 3), A) == ["queue_full"]
     rig.prepared()
+    assert codes(rig.submit(A, 3), A) == ["queue_full"]
+    rig.result(1)
     assert codes(rig.submit(A, 3), A) == []
+
+
+def test_no_digest_is_computed_before_the_first_answer() -> None:
+    """Hashing would take a core from the first step."""
+    rig = ready_rig()
+    rig.answer_digests = False
+    rig.submit(A, 1)
+    rig.prepared()
+    assert rig.digests == []
+    rig.result(1)
+    assert len(rig.digests) == 1
 
 
 def test_all_clients_together_have_a_quota_too() -> None:
