@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -44,7 +44,7 @@ class ModelCall:
 
 
 class EvaluateTrajectory:
-    """One open trajectory. Use :func:`trajectory`, which also ends it."""
+    """One open trajectory. Use :func:`trajectories`, which also ends it."""
 
     def __init__(self, client: Client, on: ModelRef, line: str) -> None:
         self._client = client
@@ -114,20 +114,41 @@ class EvaluateTrajectory:
             self._client.release(self._job_id)
 
 
+class Trajectories:
+    """What one loop has open: a trajectory for every model that it asks, because a guider may ask several."""
+
+    def __init__(self, line: str) -> None:
+        self._line = line
+        self._opened: dict[Remote, EvaluateTrajectory] = {}
+
+    def of(self, remote: Remote) -> EvaluateTrajectory:
+        """The trajectory on the model of `remote`, begun if this loop did not ask it before."""
+        if remote not in self._opened:
+            self._opened[remote] = EvaluateTrajectory(remote.session.ready_client(), remote.on, self._line)
+        return self._opened[remote]
+
+    def end(self) -> None:
+        """End all of them, also when ending one fails; then the first failure is raised."""
+        with ExitStack() as ends:
+            for opened in reversed(self._opened.values()):
+                ends.callback(opened.end)
+
+
 @contextmanager
-def trajectory(remote: Remote, line: str = "") -> Iterator[EvaluateTrajectory]:
-    """An open trajectory on the model of `remote`, ended whatever happens. `line` is shown on the node while it is open."""
+def trajectories(remote: Remote, line: str = "") -> Iterator[Trajectories]:
+    """The trajectories of a loop on `remote`, ended whatever happens. `line` is shown on the node while they are open."""
     with remote.session.guarded():
-        opened = EvaluateTrajectory(remote.session.ready_client(), remote.on, line)
+        running = Trajectories(line)
         try:
-            yield opened
+            running.of(remote)
+            yield running
         except BaseException:
             try:
-                opened.end()
+                running.end()
             except TuttiError as error:  # the first error is the one to show
-                host.log.warning("tutti: the trajectory was left to its lease: %s", error)
+                host.log.warning("tutti: a trajectory was left to its lease: %s", error)
             raise
-        opened.end()
+        running.end()
 
 
 def evaluate_network(
@@ -144,11 +165,12 @@ def evaluate_network(
     refusals.check_transformer_options(options)
     given = {_NETWORK_NAMES.get(name, name): value for name, value in values.items() if name not in _NOT_CONDITIONING}
     calls = _take_apart(x, timestep, conditioning.from_values(remote.family, given, remote.dtype), options)
-    running: EvaluateTrajectory | None = options.get(refusals.TRAJECTORY_KEY)
+    # The options are those of the loop, which may be another model's: a guider hands the first model's on to its second.
+    running: Trajectories | None = options.get(refusals.TRAJECTORY_KEY)
     if running is not None:
-        return torch.cat(running.run(calls))
-    with trajectory(remote) as once:  # a node that calls the model outside of any sampler
-        return torch.cat(once.run(calls))
+        return torch.cat(running.of(remote).run(calls))
+    with trajectories(remote) as once:  # a node that calls the model outside of any sampler
+        return torch.cat(once.of(remote).run(calls))
 
 
 def _take_apart(

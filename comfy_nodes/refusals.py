@@ -13,7 +13,7 @@ from typing import Any, Final
 from ..backend.errors import UnsupportedInput
 
 TRAJECTORY_KEY: Final = "tutti_trajectory"
-"""Where a running Evaluate trajectory travels in ``transformer_options``."""
+"""Where a running loop's Evaluate trajectories travel in ``transformer_options``."""
 SKIPPED_COMPILE: Final = "tutti_skipped_compile"
 """Attachment of a MODEL that somebody tried to compile."""
 

@@ -6,6 +6,7 @@ into an Evaluate. Whole loops never reach it: the SAMPLER_SAMPLE wrapper of :mod
 
 from __future__ import annotations
 
+import weakref
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
@@ -45,9 +46,10 @@ class Remote:
 class RemoteNetwork(torch.nn.Module):
     """Stands where ComfyUI expects the network. Has no parameters, so that nothing is moved, counted or patched."""
 
-    def __init__(self, remote: Remote, unet_config: dict[str, Any]) -> None:
+    def __init__(self, remote: Remote, unet_config: dict[str, Any], model: Any) -> None:
         super().__init__()
         self.remote = remote
+        self._model = weakref.ref(model)  # it owns this module
         self.dtype = remote.dtype
         self.patch_size = unet_config.get("patch_size", 2)
         # ComfyUI reads the number of input channels from this shape (Fill and control checkpoints have more than the latent).
@@ -74,6 +76,9 @@ class RemoteNetwork(torch.nn.Module):
         return answer
 
     def _forward(self, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        patcher = getattr(self._model(), "current_patcher", None)
+        if patcher is not None:
+            refusals.check_patcher(patcher)
         values = dict(zip(self.remote.family.arguments, args, strict=False)) | kwargs
         return evaluate_network(self.remote, x, timestep, values)
 
@@ -103,6 +108,11 @@ class RemotePatcher(comfy.model_patcher.ModelPatcher):  # type: ignore[misc]
             self.set_attachments(refusals.SKIPPED_COMPILE, True)
             return
         super().add_object_patch(name, value)
+
+    def pre_run(self) -> None:
+        """Before every sampling, also of a guider's second MODEL, whose own wrapper around the sampler never runs."""
+        refusals.check_patcher(self)
+        super().pre_run()
 
     def set_model_compute_dtype(self, dtype: torch.dtype) -> NoReturn:
         """Refused: the daemon has to know before it loads."""
@@ -147,7 +157,7 @@ def build(
     config.set_inference_dtype(dtype, None)
     on = ModelRef(model=checkpoint.model, family=family.name, dtype=compute_dtype(dtype), plan=plan)
     model = _weightless(config, state_dict, family)
-    model.diffusion_model = RemoteNetwork(Remote(session, family, on, dtype), config.unet_config)
+    model.diffusion_model = RemoteNetwork(Remote(session, family, on, dtype), config.unet_config, model)
     patcher = RemotePatcher(
         model,
         load_device=comfy.model_management.get_torch_device(),

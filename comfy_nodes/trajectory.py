@@ -55,8 +55,8 @@ def sampler_sample(
     if reason is None:
         run = WholeLoop(remote, guider, sigmas, callback, notes)
         return run.sample(gate.sampler_name(executor.class_obj) or "", noise, latent_image, denoise_mask)
-    with evaluate.trajectory(remote, report.step_by_step(reason, notes)) as opened:
-        model_options["transformer_options"][refusals.TRAJECTORY_KEY] = opened
+    with evaluate.trajectories(remote, report.step_by_step(reason, notes)) as running:
+        model_options["transformer_options"][refusals.TRAJECTORY_KEY] = running
         answer: torch.Tensor = executor(
             guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar
         )

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from tests.comfy.rig import STEPWISE, WHOLE, Stock, changed_conditioning, changed_model, plain, prompt, succeed
+from tests.comfy.rig import (
+    CHECKPOINT,
+    STEPWISE,
+    WHOLE,
+    Stock,
+    changed_conditioning,
+    changed_model,
+    plain,
+    prompt,
+    succeed,
+)
 from tests.support.comfyui import ComfyServer
 from tests.support.daemon import Daemon
 from tests.support.parity import FP32_TOLERANCE, relative_error
@@ -111,6 +121,39 @@ def test_a_sampler_with_options_runs_step_by_step(stock: Stock, comfy: ComfyServ
         w.save([node, 0])
 
     check(stock, comfy, build, "the sampler euler_ancestral")
+
+
+def dual_model(second: str) -> Build:
+    """DualModelGuider: the negative prompt is asked of the checkpoint `second`."""
+
+    def build(w: Workflow) -> None:
+        model = w.model()
+        other = w.link(w.loader.class_type, **{**w.loader.inputs, "unet_name": second})
+        guider = w.link(
+            "DualModelGuider", model=model, model_negative=other, positive=w.text(1), negative=w.text(2), cfg=3.0
+        )
+        node = w.add(
+            "SamplerCustomAdvanced",
+            noise=w.link("RandomNoise", noise_seed=11),
+            guider=guider,
+            sampler=w.link("KSamplerSelect", sampler_name="euler"),
+            sigmas=w.link("BasicScheduler", model=model, scheduler="simple", steps=3, denoise=1.0),
+            latent_image=w.latent(3, scale=0.0),
+        )
+        w.save([node, 0])
+
+    return build
+
+
+@pytest.mark.parametrize("second", ["sub/folder.safetensors", CHECKPOINT], ids=["another file", "the same file"])
+def test_a_guider_over_two_models_asks_each_for_its_own_side(stock: Stock, comfy: ComfyServer, second: str) -> None:
+    check(stock, comfy, dual_model(second), "the guider Guider_DualModel runs in ComfyUI")
+
+
+def test_the_second_model_of_that_guider_counts(stock: Stock) -> None:
+    """The control of the test above."""
+    (other,), (same,) = (stock.latents(dual_model(name)) for name in ("sub/folder.safetensors", CHECKPOINT))
+    assert relative_error(other, same) > 100 * FP32_TOLERANCE
 
 
 @pytest.mark.parametrize("sigmas", ["0.5 0.7 0.2 0.0", "0.8 0.8 0.0", "1.2 0.6 0.0"])
