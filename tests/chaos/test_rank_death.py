@@ -14,7 +14,7 @@ from tutti.backend.errors import WorkerDied
 from tutti.backend.wire.messages import Accepted
 
 from tests.chaos.jobs import ENDLESS, MODEL, OTHER_MODEL, Waiting, latent_of, picture, sample
-from tests.chaos.processes import descendants, kill, left_of, rank_pids, wait_until
+from tests.chaos.processes import descendants, kill, launcher, left_of, rank_pids, wait_until
 from tests.support.daemon import Daemon, private_state_dir, running
 
 SEEN_S = 2.0
@@ -72,6 +72,13 @@ def test_a_job_whose_rank_is_killed_fails_with_its_name_and_the_next_one_is_righ
     for rank in (0, 1):
         cause = f"rank {rank} was killed by signal {int(number)} ({number.name})"
         strike_at_work(daemon, rank_pids(daemon)[rank], number, cause, undisturbed)
+
+
+def test_a_job_whose_launcher_is_killed_fails_with_its_name_and_the_next_one_is_right(
+    daemon: Daemon, undisturbed: bytes
+) -> None:
+    cause = "the launcher of the ranks was killed by signal 9 (SIGKILL)"
+    strike_at_work(daemon, launcher(daemon).pid, signal.SIGKILL, cause, undisturbed)
 
 
 def test_a_rank_that_somebody_else_tells_to_stop_takes_the_group_along_but_no_later_job(

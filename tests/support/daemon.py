@@ -59,6 +59,10 @@ class Daemon:
         with self.client() as client:
             return client.status()
 
+    def _has_written_its_connection(self) -> bool:
+        """A file that was left by a daemon that was killed is no use."""
+        return find_connection(self.state_dir).pid == self.process.pid
+
     def log_text(self) -> str:
         """Everything the daemon and its ranks have logged."""
         files = sorted(path for path in (self.state_dir / "logs").rglob("*") if path.is_file())
@@ -71,10 +75,10 @@ class Daemon:
             if self.process.poll() is not None:
                 raise RuntimeError(f"the daemon ended with {self.process.returncode}\n{self.log_text()[-4000:]}")
             try:
-                status = self.status()
-                if status.state == "ready":
+                status = self.status() if self._has_written_its_connection() else None
+                if status and status.state == "ready":
                     return
-                last = f"{status.state} {status.reason}"
+                last = f"{status.state} {status.reason}" if status else last
             except (FileNotFoundError, TuttiError) as error:
                 last = str(error)
             time.sleep(0.1)
