@@ -12,6 +12,8 @@ from typing import Any, Final
 REPORT_FD_VARIABLE: Final = "TUTTI_REPORT_FD"
 FOLLOWS_STATUS: Final = 70
 """Exit status of a rank that leaves a group which cannot go on (``EXIT_GROUP_BROKEN`` of the worker, which imports torch)."""
+OUT_OF_MEMORY_STATUS: Final = 71
+"""Likewise, because memory ran out on some ranks only (``EXIT_OUT_OF_MEMORY``)."""
 LINE_BYTES: Final = 4096
 """Below PIPE_BUF: a line is written whole or not at all."""
 
@@ -65,6 +67,8 @@ _REPORTS: dict[str, type[Any]] = {cls.__name__: cls for cls in (RanksStarted, Ra
 
 def how_it_ended(number: int | None, status: int | None) -> str:
     """``was killed by signal 9 (SIGKILL)`` or ``ended with exit status 3``."""
+    if number is None and status == OUT_OF_MEMORY_STATUS:
+        return "left because memory ran out on a rank: use a smaller picture or batch, or another weight dtype"
     if number is None:
         return f"ended with exit status {status}"
     try:

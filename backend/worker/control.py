@@ -27,6 +27,11 @@ _ERROR_CODES: Final = tuple(sorted(ERRORS_BY_CODE))
 class OutOfStep(Exception):
     """The ranks are not at the same place, or only some of them failed. The group cannot go on; the rank ends."""
 
+    def __init__(self, text: str, *, error: str = "") -> None:
+        super().__init__(text)
+        self.error = error
+        """Wire code of the error that the first of the failed ranks reported, or empty."""
+
 
 class Action(IntEnum):
     """What a rank asks for. Where ranks ask for different things, the first of CANCEL, DRAIN, CONTINUE is done."""
@@ -78,7 +83,9 @@ def decide(rows: Sequence[Sequence[int]]) -> Decision:
     errors = [row[4] for row in rows]
     if any(errors):
         if len(set(errors)) > 1 or not 0 < errors[0] <= len(_ERROR_CODES):
-            raise OutOfStep(f"the ranks do not report the same error: {errors}")
+            first = next(filter(None, errors))
+            code = _ERROR_CODES[first - 1] if 0 < first <= len(_ERROR_CODES) else ""
+            raise OutOfStep(f"the ranks do not report the same error: {errors}", error=code)
         return Decision(action=Action.CONTINUE, error=_ERROR_CODES[errors[0] - 1])
     asked = {row[3] for row in rows}
     if not asked <= {Action.CONTINUE, Action.CANCEL, Action.DRAIN}:

@@ -16,23 +16,30 @@ from ..errors import InternalError, OutOfMemory, TuttiError
 
 EXIT_GROUP_BROKEN: Final = 70
 """Exit code of a rank that leaves a group which cannot go on."""
+EXIT_OUT_OF_MEMORY: Final = 71
+"""Likewise, because memory ran out on some ranks only."""
 
 log = logging.getLogger(__name__)
 
 
-def end_process(why: str) -> NoReturn:
+def exit_status(code: str) -> int:
+    """What a rank exits with, when an error with this wire code broke the group: the daemon tells the client what it means."""
+    return EXIT_OUT_OF_MEMORY if code == OutOfMemory.code else EXIT_GROUP_BROKEN
+
+
+def end_process(why: str, status: int = EXIT_GROUP_BROKEN) -> NoReturn:
     """Log one line and end at once, without a goodbye to the process group: the others may hang in a collective with us."""
     log.critical("this rank ends: %s", why)
     for handler in logging.getLogger().handlers:
         handler.flush()
     sys.stderr.flush()
-    os._exit(EXIT_GROUP_BROKEN)
+    os._exit(status)
 
 
 @contextlib.contextmanager
-def ends_process_after(seconds: float, why: str) -> Iterator[None]:
+def ends_process_after(seconds: float, why: str, status: int = EXIT_GROUP_BROKEN) -> Iterator[None]:
     """End the process if the body takes longer: for a collective that the other ranks may never join."""
-    timer = threading.Timer(seconds, end_process, [f"{why} took longer than {seconds:g} s"])
+    timer = threading.Timer(seconds, end_process, [f"{why} took longer than {seconds:g} s", status])
     timer.daemon = True
     timer.start()
     try:

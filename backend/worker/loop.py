@@ -14,7 +14,7 @@ from ..wire.messages import Abort, Cancel, Go, Prepare, Sample
 from ..wire.tensors import WireTensor
 from .control import Action, CallGate, OutOfStep
 from .evaluate import Trajectories, keep_uploads, run_evaluate
-from .failure import as_tutti_error, ends_process_after
+from .failure import as_tutti_error, ends_process_after, exit_status
 from .link import BrokerLink
 from .network import GatedNetwork
 from .preparation import PreparedJob, job_of, make_ready
@@ -117,7 +117,7 @@ class RankLoop:
         except Exception as error:
             failure = self._name(error, f"job {prepared.sequence} failed")
         if failure:
-            with ends_process_after(AGREEMENT_S, "agreeing on a failure"):
+            with ends_process_after(AGREEMENT_S, "agreeing on a failure", exit_status(failure.code)):
                 gate.agree_on(failure)
             free_memory(self._group.device)
         if ended_by := left or failure:

@@ -12,7 +12,8 @@ import torch
 from ..models.registry import load_model
 from ..parallel.group import WorkerGroup
 from ..wire.messages import RankHello
-from .failure import end_process, ends_process_after
+from .control import OutOfStep
+from .failure import end_process, ends_process_after, exit_status
 from .link import BrokerLink
 from .loop import RankLoop
 from .residency import Loader, ResidentModels, model_budget_bytes
@@ -40,6 +41,9 @@ def run_rank(load: Loader = load_model) -> None:
         link = BrokerLink(settings.endpoint, f"rank-{settings.rank}-{settings.incarnation}".encode(), stop)
         link.send(_hello(settings, group))
         RankLoop(group, link, models, stop).run()
+    except OutOfStep as error:
+        log.exception("cannot go on")
+        end_process(f"{type(error).__name__}: {error}", exit_status(error.error))
     except Exception as error:
         log.exception("cannot go on")
         end_process(f"{type(error).__name__}: {error}")

@@ -16,6 +16,7 @@ from tutti.backend.supervisor.processes import HeldProcess
 from tutti.backend.supervisor.rendezvous import C10dRendezvous, FileRendezvous
 from tutti.backend.supervisor.reports import (
     FOLLOWS_STATUS,
+    OUT_OF_MEMORY_STATUS,
     LauncherFailed,
     RankEnded,
     RanksStarted,
@@ -25,7 +26,7 @@ from tutti.backend.supervisor.reports import (
     write_report,
 )
 from tutti.backend.supervisor.runtime_dir import make_runtime_dir, runtime_dir
-from tutti.backend.worker.failure import EXIT_GROUP_BROKEN
+from tutti.backend.worker.failure import EXIT_GROUP_BROKEN, EXIT_OUT_OF_MEMORY
 
 
 def environment(**changes: object) -> RankEnvironment:
@@ -100,6 +101,7 @@ def test_a_report_to_nobody_is_no_error() -> None:
 def test_an_end_is_told_with_the_signal_or_the_status() -> None:
     assert how_it_ended(9, None) == "was killed by signal 9 (SIGKILL)"
     assert how_it_ended(64, None) == "was killed by signal 64 (SIGRTMAX)"
+    assert how_it_ended(None, 71).startswith("left because memory ran out on a rank: use a smaller picture")
     assert how_it_ended(None, 3) == "ended with exit status 3"
     assert RankEnded(rank=1, pid=5, signal=11, status=None).cause() == "rank 1 was killed by signal 11 (SIGSEGV)"
 
@@ -108,7 +110,7 @@ def test_an_end_is_told_with_the_signal_or_the_status() -> None:
     ("ends", "blamed"),
     [
         ([(0, None, 70), (1, 9, None)], 1),
-        ([(0, None, 70), (1, None, 3)], 1),
+        ([(0, None, 70), (1, None, 71)], 1),
         ([(0, None, 1), (1, None, 70), (2, 11, None)], 2),
         ([(0, None, 70), (1, None, 0)], 1),
         ([(1, None, 70), (0, None, 70)], 0),
@@ -122,8 +124,8 @@ def test_of_ranks_that_ended_together_the_one_that_explains_the_others_is_blamed
     assert (found.rank if found else None) == blamed
 
 
-def test_the_status_that_follows_a_death_is_the_workers_own() -> None:
-    assert FOLLOWS_STATUS == EXIT_GROUP_BROKEN
+def test_the_statuses_that_mean_something_are_the_workers_own() -> None:
+    assert (FOLLOWS_STATUS, OUT_OF_MEMORY_STATUS) == (EXIT_GROUP_BROKEN, EXIT_OUT_OF_MEMORY)
 
 
 def test_the_last_five_logs_are_kept(tmp_path: Path) -> None:
