@@ -110,10 +110,8 @@ class Incarnation:
             report = read_report(line)
             if isinstance(report, RanksStarted):
                 self._hold(report.pids)
-            elif isinstance(report, RankEnded):
+            elif isinstance(report, RankEnded | LauncherFailed):
                 return report.cause()
-            elif isinstance(report, LauncherFailed):
-                return f"the ranks could not be started ({report.text})"
         if over or self._launcher.poll() is not None:
             return self._launcher_cause()
         return None

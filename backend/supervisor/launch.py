@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(options, report_fd)
     except Exception as error:
-        write_report(report_fd, LauncherFailed(text=f"{type(error).__name__}: {error}"[:1000]))
+        # Clients read the cause, and what an error says may name folders and hosts: its text goes into the log only.
+        write_report(report_fd, LauncherFailed(error=type(error).__name__))
         raise
 
 

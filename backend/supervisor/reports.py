@@ -14,8 +14,8 @@ FOLLOWS_STATUS: Final = 70
 """Exit status of a rank that leaves a group which cannot go on (``EXIT_GROUP_BROKEN`` of the worker, which imports torch)."""
 OUT_OF_MEMORY_STATUS: Final = 71
 """Likewise, because memory ran out on some ranks only (``EXIT_OUT_OF_MEMORY``)."""
-LINE_BYTES: Final = 4096
-"""Below PIPE_BUF: a line is written whole or not at all."""
+NAME_LENGTH: Final = 200
+"""Longest name of an error, in characters. A line stays below PIPE_BUF (4096 bytes): it is written whole or not at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,12 @@ def first_cause(ends: Sequence[RankEnded]) -> RankEnded | None:
 class LauncherFailed:
     """The launcher could not do its work."""
 
-    text: str
+    error: str
+    """The type of what went wrong; its text stands in the launcher's log."""
+
+    def cause(self) -> str:
+        """As the middle of a sentence."""
+        return f"the ranks could not be started ({self.error}, the launcher's log tells more)"
 
 
 Report = RanksStarted | RankEnded | LauncherFailed
@@ -79,7 +84,9 @@ def how_it_ended(number: int | None, status: int | None) -> str:
 
 def write_report(fd: int, report: Report) -> None:
     """Tell the daemon. If it is gone nobody needs to know."""
-    line = json.dumps({"report": type(report).__name__, **asdict(report)})[: LINE_BYTES - 1]
+    if isinstance(report, LauncherFailed):
+        report = LauncherFailed(error=report.error[:NAME_LENGTH])  # before it is JSON: half an object cannot be read
+    line = json.dumps({"report": type(report).__name__, **asdict(report)})
     try:
         os.write(fd, line.encode("utf-8") + b"\n")
     except BrokenPipeError:

@@ -67,7 +67,7 @@ def test_what_a_torchrun_around_the_daemon_set_does_not_reach_the_ranks() -> Non
     [
         RanksStarted(pids=(4, 5)),
         RankEnded(rank=1, pid=5, signal=9, status=None),
-        LauncherFailed(text="ImportError: torch"),
+        LauncherFailed(error="ImportError"),
     ],
 )
 def test_a_report_arrives_as_it_was_sent(report: RanksStarted | RankEnded | LauncherFailed) -> None:
@@ -87,12 +87,22 @@ def test_a_line_that_is_no_report_is_ignored(line: bytes) -> None:
     assert read_report(line) is None
 
 
+def test_a_report_that_is_too_long_is_cut_and_still_one() -> None:
+    read_fd, write_fd = os.pipe()
+    try:
+        write_report(write_fd, LauncherFailed(error="\u00e9" * 5000))
+        assert read_report(os.read(read_fd, 8192).rstrip(b"\n")) == LauncherFailed(error="\u00e9" * 200)
+    finally:
+        os.close(read_fd)
+        os.close(write_fd)
+
+
 def test_a_report_to_nobody_is_no_error() -> None:
     read_fd, write_fd = os.pipe()
     os.close(read_fd)
     before = signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     try:
-        write_report(write_fd, LauncherFailed(text="x"))
+        write_report(write_fd, LauncherFailed(error="x"))
     finally:
         signal.signal(signal.SIGPIPE, before)
         os.close(write_fd)
