@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from .command_link import offer_command
 from .environment import PIP_ARGUMENTS, Environment, fingerprint, suitable_python
 from .folders import Current, data_folder, read_current, write_current
 from .runner import Runner, SetupError
@@ -68,6 +69,7 @@ def install_backend(pack: Path, runner: Runner, *, torch: str, comfy_python: str
     current = Current(executable=str(environment.command("tutti")), version=version)
     if read_current(root) == current and environment.satisfies(COMPLETE, mark) and _torch_is_there(environment):
         runner.say(f"the back end {version} is installed already: {current.executable}")
+        offer_command(current.executable, environment.folder.parent, runner)
         return current
 
     _remove_others(environment, unfinished_only=True)
@@ -80,6 +82,7 @@ def install_backend(pack: Path, runner: Runner, *, torch: str, comfy_python: str
     )
     environment.record(COMPLETE, mark)
     runner.change(f"point {root / 'current.json'} at {current.executable}", lambda: write_current(root, current))
+    offer_command(current.executable, environment.folder.parent, runner)
     _remove_others(environment)
     if not runner.dry_run:
         runner.say(f"the back end {version} is ready: {current.executable}")

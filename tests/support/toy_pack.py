@@ -50,6 +50,11 @@ class ToyPack:
     def data(self) -> Path:
         return self.data_home / "tutti"
 
+    @property
+    def bin(self) -> Path:
+        """Where its installation links the command ``tutti``."""
+        return self.data_home / "bin"
+
     def write(self, *, version: str = "0.1.0", doctor_status: int = 0, lock: str | None = None) -> None:
         """(Re)write the pack."""
         setup = self.folder / "backend" / "setup"
@@ -70,7 +75,13 @@ class ToyPack:
     ) -> subprocess.CompletedProcess[str]:
         """Run the pack's install.py, with the data folder in our hands and no NVIDIA driver to be found."""
         offline = f"--no-index --find-links '{self.wheels}'"
-        environment = {**os.environ, "XDG_DATA_HOME": str(self.data_home), "TUTTI_PIP_ARGS": offline, **variables}
+        environment = {
+            **os.environ,
+            "XDG_DATA_HOME": str(self.data_home),
+            "XDG_BIN_HOME": str(self.bin),
+            "TUTTI_PIP_ARGS": offline,
+            **variables,
+        }
         return subprocess.run(
             [python, str(self.folder / "install.py"), *arguments],
             capture_output=True,

@@ -78,6 +78,8 @@ def test_a_back_end_is_installed_kept_replaced_and_never_replaced_by_a_sick_one(
     mended = pack.install("backend")
     assert mended.returncode == 0, mended.stdout + mended.stderr
     assert json.loads((pack.data / "current.json").read_text())["version"] == "0.2.0"
+    assert subprocess.run([pack.bin / "tutti", "doctor"], capture_output=True, timeout=30).returncode == 0
+    assert (pack.bin / "tutti").resolve() == Path(json.loads((pack.data / "current.json").read_text())["executable"])
     (remaining,) = (pack.data / "envs").iterdir()
     assert remaining.name.startswith("0.2.0-cpu-"), "neither the old environment nor the sick one stays"
 
@@ -296,7 +298,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, 
         capture_output=True,
         text=True,
         timeout=900,
-        env={**os.environ, "XDG_DATA_HOME": str(data_home)},
+        env={**os.environ, "XDG_DATA_HOME": str(data_home), "XDG_BIN_HOME": str(data_home / "bin")},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return data_home, done.stdout
