@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Install Tutti: ``python install.py [backend | dev | comfyui | demo | test] [--dry-run]``.
+"""Install Tutti: ``python install.py [backend | connect FILE | dev | comfyui | demo | test] [--dry-run]``.
 
 Without a command (what ComfyUI-Manager runs) it installs nothing: it checks what the pack needs inside ComfyUI and prints the next step.
 Every command may be repeated: what is there already is kept. Standard library only; Python 3.10 or newer. The work is done by

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from . import backend_env, checkout, comfyui, folders
+from .connect import connect
 from .environment import Environment
 from .runner import Runner, SetupError
 
@@ -18,6 +19,8 @@ environment variables:
   TUTTI_PIP_ARGS   extra arguments for every `pip install`, for example an index with another build of torch. Without it a plain
                    `torch==2.13.0` is installed, in the build that your package index offers.
   XDG_DATA_HOME    (Linux) where installed back ends live: $XDG_DATA_HOME/tutti, else ~/.local/share/tutti
+  TUTTI_STATE_DIR  where keys and connection files are, as for `tutti`
+  XDG_BIN_HOME     (Linux, macOS) where the command `tutti` is linked: $XDG_BIN_HOME/tutti, else ~/.local/bin/tutti
 """
 
 
@@ -99,6 +102,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="reuse ComfyUI's torch (linked, nothing is written there) or download an own one; auto: reuse if it fits",
     )
     backend.add_argument("--python", default=sys.executable, help="the Python that runs ComfyUI (default: this one)")
+    remote = commands.add_parser(
+        "connect", parents=[always], help="let ComfyUI here use the daemon of another box; nothing is installed"
+    )
+    remote.add_argument("file", nargs="?", type=Path, metavar="FILE", help="what `tutti keys add` wrote on that box")
+    remote.add_argument("--forget", action="store_true", help="use this machine's own daemon again")
     commands.add_parser("dev", parents=[always], help="make .venv in this folder, with development tools")
     comfy = commands.add_parser("comfyui", parents=[always], help="install a real ComfyUI for the tests")
     comfy.add_argument("--version", choices=list(comfyui.SOURCES), default=comfyui.DEFAULT_VERSION)
@@ -118,6 +126,8 @@ def run(pack: Path, arguments: argparse.Namespace, runner: Runner) -> int:
     """Do what the command line asks for; the exit status."""
     if arguments.command == "backend":
         backend_env.install_backend(pack, runner, torch=arguments.torch, comfy_python=os.path.abspath(arguments.python))
+    elif arguments.command == "connect":
+        connect(pack, runner, arguments.file, forget=arguments.forget)
     elif arguments.command == "dev":
         checkout.install_dev(pack, runner)
     elif arguments.command == "comfyui":
