@@ -62,7 +62,12 @@ def as_text(status: Status, connection: Connection) -> str:
         lines += ["", *table(("rank", "process", "device", "memory"), rows)]
     if status.jobs:
         lines += ["", *table(("job", "state", "step", "node", "model"), [_job_row(job) for job in status.jobs])]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
+
+
+def printable(text: str) -> str:
+    """What others chose (node ids, model names), without what a terminal would obey."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def _job_row(job: JobStatus) -> tuple[str, ...]:
