@@ -68,14 +68,18 @@ def check_plan(text: str, ranks: int) -> str:
     """A plan that fits the ranks, in its full form; ``auto`` as it is.
 
     Raises:
-        CommandError: it needs another number of ranks.
+        CommandError: it needs another number of ranks, or what this release does not have.
         BadPlan: it is no plan.
     """
     if text == AUTO:
         return text
     plan = Plan.parse(text)
+    legal = "; ".join(map(str, factor_plans(ranks)))
+    if plan.cfg > 1:
+        raise CommandError(
+            f"Use a plan with cfg=1 (for {ranks} rank(s): auto; {legal}): CFG parallel is not part of this release."
+        )
     if plan.world_size != ranks:
-        legal = "; ".join(map(str, factor_plans(ranks)))
         raise CommandError(
             f"Use `--ranks {plan.world_size}`, or a plan for {ranks} (auto; {legal}): {plan} needs {plan.world_size} rank(s)."
         )

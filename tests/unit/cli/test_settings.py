@@ -67,6 +67,15 @@ def test_what_is_no_plan_is_refused_as_such() -> None:
         check_plan("fast", 2)
 
 
+@pytest.mark.parametrize("plan", ["cfg=2", "cfg=2,ulysses=2"])
+def test_a_plan_with_cfg_parallel_is_refused_before_any_job_is(plan: str) -> None:
+    with pytest.raises(
+        CommandError,
+        match=r"^Use a plan with cfg=1 \(for 2 rank\(s\): auto; cfg=1,ring=1,ulysses=2; cfg=1,ring=2,ulysses=1\)",
+    ):
+        check_plan(plan, 2)
+
+
 def test_models_folders_are_like_comfyuis(tmp_path: Path) -> None:
     (tmp_path / "diffusion_models").mkdir()
     assert check_models([tmp_path]) == (tmp_path,)
