@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Serve until stopped. Returns 0 after a drain, 1 if it could not be started."""
+    state_directory.check_system()
     settings = _settings(options)
     _log_to(settings.state_dir / state_directory.LOGS_FOLDER)
     _set_title("tutti: daemon")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
-import fcntl
 import os
 from pathlib import Path
 from typing import Final
@@ -13,6 +12,13 @@ from typing import Final
 from ..errors import ConnectionFileProblem
 from ..wire.connection import LOCK_FILE, STATE_DIR_VARIABLE, ensure_private_dir, state_dir
 from .main import CommandError
+
+try:
+    import fcntl
+except ImportError:  # Windows: clients of daemons on other machines, and no daemon
+    HAS_LOCKS = False
+else:
+    HAS_LOCKS = True
 
 LOGS_FOLDER: Final = "logs"
 
@@ -51,6 +57,16 @@ def prepare(path: Path) -> Path:
     return path
 
 
+def check_system() -> None:
+    """Refuse to be a daemon on Windows.
+
+    Raises:
+        CommandError: this is Windows.
+    """
+    if not HAS_LOCKS:
+        raise CommandError("Run `tutti serve` on Linux (on Windows: in WSL): the daemon runs there only for now.")
+
+
 class DaemonLock:
     """Held by the one daemon of a state directory. The kernel lets go of it however the daemon ends."""
 
@@ -62,8 +78,9 @@ class DaemonLock:
         """Become the daemon.
 
         Raises:
-            CommandError: another one runs, or the disk cannot be written.
+            CommandError: another one runs, the disk cannot be written, or this system is Windows.
         """
+        check_system()
         try:
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -92,6 +109,8 @@ class DaemonLock:
 
     def holder(self) -> int | None:
         """Process id of the daemon that runs, or None."""
+        if not HAS_LOCKS:
+            return None
         try:
             fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
