@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +27,8 @@ def paced(models: Path) -> Iterator[PacedDaemon]:
     """A daemon with two ranks, at full speed to begin with."""
     with private_state_dir() as state_dir:
         PacedDaemon(None, state_dir).set_pace(0.0)
-        environment = {"TEST_PACE": str(state_dir / "pace"), "PYTHONPATH": str(MODULE.parent)}
+        path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(MODULE.parent))))
+        environment = {"TEST_PACE": str(state_dir / "pace"), "PYTHONPATH": path}
         arguments = ("--rank-module", MODULE.stem)
         with running(models, state_dir, ranks=2, arguments=arguments, environment=environment) as daemon:
             yield PacedDaemon(daemon.process, state_dir)

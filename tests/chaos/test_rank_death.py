@@ -14,7 +14,7 @@ from tutti.backend.errors import WorkerDied
 from tutti.backend.wire.messages import Accepted
 
 from tests.chaos.jobs import ENDLESS, MODEL, OTHER_MODEL, Waiting, latent_of, picture, sample
-from tests.chaos.processes import descendants, kill, launcher, left_of, rank_pids, wait_until
+from tests.chaos.processes import STATE_S, descendants, kill, launcher, left_of, rank_pids, wait_until
 from tests.support.daemon import Daemon, private_state_dir, running
 
 SEEN_S = 2.0
@@ -72,6 +72,20 @@ def test_a_job_whose_rank_is_killed_fails_with_its_name_and_the_next_one_is_righ
     for rank in (0, 1):
         cause = f"rank {rank} was killed by signal {int(number)} ({number.name})"
         strike_at_work(daemon, rank_pids(daemon)[rank], number, cause, undisturbed)
+
+
+def test_the_rank_that_was_killed_is_named_even_if_the_others_have_followed_it_before_anybody_looks(
+    daemon: Daemon,
+) -> None:
+    ranks, watcher = [psutil.Process(pid) for pid in rank_pids(daemon)], launcher(daemon)
+    with Waiting(daemon, *sample(ENDLESS)) as waiting:
+        waiting.wait_until("sampling", step=2)
+        watcher.suspend()  # a machine under load
+        kill(ranks[1].pid)
+        assert left_of(ranks, STATE_S) == []
+        watcher.resume()
+        with pytest.raises(WorkerDied, match=r"rank 1 was killed by signal 9 \(SIGKILL\)"):
+            waiting.result()
 
 
 def test_a_job_whose_launcher_is_killed_fails_with_its_name_and_the_next_one_is_right(
