@@ -41,7 +41,7 @@ class TuttiLoadDiffusionModel(io.ComfyNode):  # type: ignore[misc]
                 ),
                 compat.add_input(
                     io.String, "plan", default=AUTO, optional=True, advanced=True,
-                    tooltip="How the ranks share the work: auto, or for example ulysses=2,ring=1,cfg=2. The product is the number of ranks.",
+                    tooltip="How the ranks share the work: auto, or for example ulysses=2,ring=2. The product is the number of ranks.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="A MODEL for any sampler. Its weights are in the daemon.")],
