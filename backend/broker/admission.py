@@ -64,6 +64,12 @@ class Admission:
 
     def _answer_again(self, event: ClientSent, job: Job, now_s: float) -> None:
         """The same request again: this connection is the one that is told from now on."""
+        if job.state is JobState.DONE and isinstance(event.model, ModelFile) and event.model != job.model:
+            # The same bytes, but the checkpoint's file was replaced: what is kept is a picture of other weights.
+            self._core.results.discard(job.job_id)
+            self._core.jobs.remove(job.job_id)
+            self._admit(event, job.request, job.owner, now_s)
+            return
         job.peer = event.peer
         if isinstance(job.request, Evaluate) and job.request.turn > 0:
             # A client that begins its loop again while the old one is still open: it was restarted.

@@ -75,6 +75,11 @@ class KeptResults:
             return None
         return result.frames, self.put(job_id, result.frames, now_s, delivered=True, until_s=result.until_s)
 
+    def discard(self, job_id: str) -> None:
+        """Forget a result, if it is kept."""
+        self.undelivered.take(job_id)
+        self.delivered.take(job_id)
+
     def expire(self, now_s: float) -> list[str]:
         """Drop what is too old; returns the ids."""
         return self.delivered.expire(now_s) + self.undelivered.expire(now_s)

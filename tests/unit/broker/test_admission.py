@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from tutti.backend.broker.actions import ForwardClient, Persist, SendClient, SendRanks
+from tutti.backend.broker.events import ModelFile
 from tutti.backend.broker.settings import Quotas
 from tutti.backend.errors import UnknownModel
 from tutti.backend.wire.messages import (
@@ -21,6 +22,7 @@ from tutti.backend.wire.messages import (
 
 from tests.unit.broker.rig import (
     CONTEXT,
+    FILE,
     A,
     B,
     C,
@@ -116,6 +118,18 @@ def test_a_done_job_submitted_again_gets_its_kept_result_and_does_not_run() -> N
     assert accepted == Accepted(job_id=job(1), state="done", ahead=0)
     assert isinstance(result, Result)
     assert rig.turn_of is None
+
+
+def test_a_result_of_a_checkpoint_that_was_replaced_is_not_handed_out_again() -> None:
+    rig = ready_rig()
+    rig.submit(A, 1)
+    rig.run(1)
+    replaced = ModelFile(path=FILE.path, fingerprint="f2")
+    actions = rig.client(A, sample(job(1)), sample_tensors(), model=replaced)
+    assert not any(isinstance(message, Result) for message in told(actions, A))
+    assert rig.turn_of == job(1)
+    rig.run(1)
+    assert rig.broker.core.finished == 2
 
 
 def test_the_connection_that_asks_again_is_the_one_that_is_told() -> None:
