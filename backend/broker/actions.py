@@ -17,6 +17,7 @@ class JobRecord:
 
     job_id: str
     user: str
+    """The public key of its client."""
     client_id: str
     node_id: str
     kind: str

@@ -129,6 +129,12 @@ class Core:
         self.give_up(self.results.put(job.job_id, frames, now_s, delivered=present))
         self._let_successor_go(job)
 
+    def undelivered(self, job_id: str) -> None:
+        """The Result that was handed over found nobody: keep it like those of absent clients."""
+        kept = self.results.delivered.take(job_id)
+        if kept:
+            self.give_up(self.results.undelivered.put(job_id, kept))
+
     def give_up(self, job_ids: list[str]) -> None:
         """These results are not kept any more: an id that is submitted again is a new job."""
         for job_id in job_ids:

@@ -48,6 +48,13 @@ class ClientGarbled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Undelivered:
+    """An answer of a job found nobody: the connection is gone."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RankSent:
     """A rank's message."""
 
@@ -110,4 +117,16 @@ class Tick:
     """Time has passed."""
 
 
-Event = ClientSent | ClientGarbled | RankSent | RankGarbled | GroupStarting | GroupLost | Digested | Drain | Stop | Tick
+Event = (
+    ClientSent
+    | ClientGarbled
+    | Undelivered
+    | RankSent
+    | RankGarbled
+    | GroupStarting
+    | GroupLost
+    | Digested
+    | Drain
+    | Stop
+    | Tick
+)

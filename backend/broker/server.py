@@ -53,6 +53,7 @@ from .events import (
     RankSent,
     Stop,
     Tick,
+    Undelivered,
 )  # fmt: skip
 from .ledger import Ledger
 from .previews import PreviewSlots
@@ -285,7 +286,9 @@ class Server:
                 for peer in action.peers:
                     self._ranks.send(peer, action.frames)
             case ForwardClient():
-                self._clients.send(action.peer, action.frames, replaces=action.job_id if action.droppable else None)
+                replaces = action.job_id if action.droppable else None
+                if not self._clients.send(action.peer, action.frames, replaces=replaces) and replaces is None:
+                    self._take(Undelivered(job_id=action.job_id))
             case SendClient():
                 self._clients.send(action.peer, codec.encode(action.message))
             case Persist():

@@ -68,13 +68,14 @@ class ClientSocket:
         for frames in _receive(self.socket):
             yield frames[0].bytes, user_of(frames[-1]), frames[1:]
 
-    def send(self, peer: bytes, frames: Sequence[Frame], *, replaces: str | None = None) -> None:
-        """Send now, or as soon as the client takes it; a client that is gone gets nothing."""
+    def send(self, peer: bytes, frames: Sequence[Frame], *, replaces: str | None = None) -> bool:
+        """Send now, or as soon as the client takes it. False if its connection is gone: nobody gets it."""
         ready = sendable(frames)
         waiting = self._outbox.get(peer)
         if waiting is None:
-            if self._try(peer, ready):
-                return
+            sent = self._try(peer, ready)
+            if sent is not None:
+                return sent
             waiting = self._outbox[peer] = deque()
         if replaces is not None:
             waiting = self._outbox[peer] = deque(item for item in waiting if item.replaces != replaces)
@@ -82,6 +83,7 @@ class ClientSocket:
         if len(waiting) > OUTBOX_MESSAGES:
             log.warning("a client does not read what it asks for; dropped %d messages", len(waiting))
             waiting.clear()
+        return True
 
     def send_tracked(self, peer: bytes, frames: Sequence[Frame]) -> Callable[[], bool] | None:
         """Send a message that may be lost; returns what tells whether its last frame has left this process.
@@ -92,7 +94,7 @@ class ClientSocket:
             return None
         *ready, last = sendable(frames)
         tracked = zmq.Frame(memoryview(last), track=True, copy=False, copy_threshold=0)
-        if not self._try(peer, [*ready, tracked]):
+        if self._try(peer, [*ready, tracked]) is None:
             return None
         tracker = tracked.tracker
         return lambda: tracker is None or bool(tracker.done)
@@ -100,7 +102,7 @@ class ClientSocket:
     def flush(self) -> None:
         """Try again what slow clients have not taken."""
         for peer, waiting in list(self._outbox.items()):
-            while waiting and self._try(peer, waiting[0].frames):
+            while waiting and self._try(peer, waiting[0].frames) is not None:
                 waiting.popleft()
             if not waiting:
                 del self._outbox[peer]
@@ -118,15 +120,16 @@ class ClientSocket:
         """Close; messages that were sent get a second to leave."""
         self.socket.close()
 
-    def _try(self, peer: bytes, frames: list[Any]) -> bool:
-        """True if it was sent, or never can be."""
+    def _try(self, peer: bytes, frames: list[Any]) -> bool | None:
+        """True if it was sent, None if it cannot be now, False if it never can be."""
         try:
             self.socket.send_multipart([peer, *frames], flags=zmq.DONTWAIT, copy=False)
         except zmq.Again:
-            return False
+            return None
         except zmq.ZMQError as error:
             if error.errno != errno.EHOSTUNREACH:
                 raise
+            return False
         return True
 
 

@@ -45,6 +45,7 @@ from .events import (
     RankSent,
     Stop,
     Tick,
+    Undelivered,
 )  # fmt: skip
 from .settings import BrokerSettings
 
@@ -72,6 +73,8 @@ class Broker:
                 self._client_sent(event, now_s)
             case ClientGarbled():
                 self.core.refuse(event.peer, event.error)
+            case Undelivered():
+                self.core.undelivered(event.job_id)
             case RankSent():
                 self._rank_sent(event, now_s)
             case RankGarbled():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from tutti.backend.broker.actions import Drained, ForgetClient
+from tutti.backend.broker.events import Undelivered
 from tutti.backend.wire.messages import Abort, Accepted, Cancel, Ended, Evaluated, Result
 
 from tests.unit.broker.rig import (
@@ -316,6 +317,18 @@ def test_a_sample_that_shall_not_run_on_is_cancelled(state: str) -> None:
 
 
 # --- draining -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_result_that_found_nobody_is_kept_like_those_of_absent_clients() -> None:
+    rig = ready_rig()
+    rig.submit(A, 1)
+    rig.run(1)
+    kept = rig.broker.core.results
+    assert (list(kept.delivered.kept), list(kept.undelivered.kept)) == ([job(1)], [])
+    rig.give(Undelivered(job_id=job(1)))
+    assert (list(kept.delivered.kept), list(kept.undelivered.kept)) == ([], [job(1)])
+    rig.give(Undelivered(job_id=job(2)))
+    assert [type(message) for message in told(rig.submit(A, 1), A)] == [Accepted, Result]
 
 
 def test_draining_ends_what_has_not_begun_and_finishes_what_has() -> None:
