@@ -27,19 +27,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="package")
-def state_dir_of_comfy() -> Iterator[Path]:
+def comfy_state_dir() -> Iterator[Path]:
     """Where ComfyUI looks for its daemon."""
     with daemon.private_state_dir() as path:
         yield path
 
 
 @pytest.fixture(scope="package")
-def comfy(state_dir_of_comfy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+def comfy(comfy_state_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     """ComfyUI with the pack and the models that the shared workflows name."""
     needs(MAIN_VERSION)
     if find_chromium() is None:
         pytest.skip("needs Chromium: apt-get install chromium (or what your system calls it)")
-    with scene.serve(tmp_path_factory.mktemp("scene"), state_dir_of_comfy) as server:
+    with scene.serve(tmp_path_factory.mktemp("scene"), comfy_state_dir) as server:
         yield server
 
 

@@ -7,7 +7,7 @@ import io
 import json
 import shutil
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -36,6 +36,8 @@ QUIET_SETTINGS: dict[str, object] = {
 READY = (
     "() => window.app?.graph && window.app?.extensionManager"
     " && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 100"
+    # A new profile opens ComfyUI's own first graph; until that is there, it would replace what a test loads.
+    " && app.extensionManager.workflow?.activeWorkflow && app.graph._nodes.length > 0"
 )
 NODES = """() => app.graph._nodes.map(n => ({
     id: String(n.id), type: n.type, title: n.title, mode: n.mode,
@@ -52,6 +54,10 @@ NODE_RECTANGLES = """() => {
         return [n.id, [(r.x - page.x) / scale - offset[0], (r.y - page.y) / scale - offset[1], r.width / scale, r.height / scale]];
     }));
 }"""
+TO_PAGE = """([x, y, w, h]) => {
+    const {scale, offset} = app.canvas.ds, page = app.canvas.canvas.getBoundingClientRect();
+    return [(x + offset[0]) * scale + page.x, (y + offset[1]) * scale + page.y, w * scale, h * scale];
+}"""
 GROUP_RECTANGLES = "() => Object.fromEntries(app.graph._groups.map(g => [g.title, [...g.pos, ...g.size]]))"
 AFTER_TWO_FRAMES = f"""async () => {{
     await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 50))));
@@ -59,10 +65,12 @@ AFTER_TWO_FRAMES = f"""async () => {{
 }}"""
 NEEDED_SIZES = "() => Object.fromEntries(app.graph._nodes.map(n => [n.id, [...n.computeSize()]]))"
 LISTEN = """kinds => {
+    if (!window.seenEvents)
+        for (const kind of kinds) app.api.addEventListener(kind, e => seenEvents.push([kind, e.detail?.exception_message ?? ""]));
     window.seenEvents = [];
-    for (const kind of kinds) app.api.addEventListener(kind, e => seenEvents.push([kind, e.detail?.exception_message ?? ""]));
 }"""
-EVENTS = ("execution_start", "executed", "execution_success", "execution_error", "b_preview", "b_preview_with_metadata")
+FINAL_EVENTS = ("execution_success", "execution_error", "execution_interrupted")
+PREVIEW_EVENTS = ("b_preview", "b_preview_with_metadata")
 
 Rectangle = tuple[float, float, float, float]
 """x, y, width, height in graph units, a node's title bar included."""
@@ -109,16 +117,16 @@ class Editor:
     def load(self, workflow: Mapping[str, Any], name: str = "under test") -> None:
         """Open a workflow in the UI's format and show all of it."""
         self.page.evaluate("async ([w, name]) => { await app.loadGraphData(w, true, true, name) }", [workflow, name])
-        self.settle()
+        self.settle(len(workflow["nodes"]))
 
     def load_prompt(self, prompt: Prompt) -> None:
         """Open a workflow in the API format: the page lays it out itself."""
         self.page.evaluate("async p => { await app.loadApiJson(p, 'under test') }", prompt)
-        self.settle()
+        self.settle(len(prompt))
 
-    def settle(self) -> None:
-        """Fit the graph into the view and wait until nothing moves from one drawn frame to the next."""
-        self.page.wait_for_function("() => app.graph._nodes.length > 0")
+    def settle(self, count: int) -> None:
+        """Fit the graph of `count` nodes into the view and wait until nothing moves from one drawn frame to the next."""
+        self.page.wait_for_function("count => app.graph._nodes.length === count", arg=count)
         self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
         at_rest, previous = 0, None
         for _ in range(200):
@@ -153,27 +161,36 @@ class Editor:
 
     def queue(self) -> None:
         """Press Run."""
-        self.page.evaluate(LISTEN, list(EVENTS))
+        self.page.evaluate(LISTEN, [*FINAL_EVENTS, *PREVIEW_EVENTS])
         self.page.evaluate("async () => { await app.queuePrompt(0, 1) }")
+
+    def cancel(self) -> None:
+        """Press Cancel."""
+        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Interrupt')")
+
+    def node_of(self, node_type: str) -> str:
+        """The id of the only node of a type."""
+        (found,) = [node["id"] for node in self.nodes() if node["type"] == node_type]
+        return str(found)
 
     def events(self) -> list[tuple[str, str]]:
         """(kind, error message) of what the server has sent since :meth:`queue`."""
         return [(kind, message) for kind, message in self.page.evaluate("() => seenEvents")]
 
-    def wait_for_event(self, *kinds: str, count: int = 1, timeout_s: float = 60.0) -> None:
-        """Wait until `count` events of these kinds have come."""
+    def wait_for_event(self, kinds: Sequence[str], *, count: int = 1, timeout_s: float = 60.0) -> None:
+        """Wait until `count` events of any of these kinds have come."""
         condition = "([kinds, count]) => seenEvents.filter(e => kinds.includes(e[0])).length >= count"
         self.page.wait_for_function(condition, arg=[list(kinds), count], timeout=timeout_s * 1000)
+
+    def on_page(self, node_id: str) -> Rectangle:
+        """Where a node is, in pixels of the page."""
+        return tuple(self.page.evaluate(TO_PAGE, list(self.node_rectangles()[node_id])))
 
     def picture(self, node_id: str | None = None) -> Image.Image:
         """What is on the screen: of the whole page, or of one node."""
         clip = None
         if node_id is not None:
-            to_page = """([x, y, w, h]) => {
-                const {scale, offset} = app.canvas.ds, page = app.canvas.canvas.getBoundingClientRect();
-                return {x: (x + offset[0]) * scale + page.x, y: (y + offset[1]) * scale + page.y, width: w * scale, height: h * scale};
-            }"""
-            clip = self.page.evaluate(to_page, list(self.node_rectangles()[node_id]))
+            clip = dict(zip(("x", "y", "width", "height"), self.on_page(node_id), strict=True))
         return Image.open(io.BytesIO(self.page.screenshot(clip=clip))).convert("RGB")
 
 
@@ -185,8 +202,7 @@ def set_settings(server: ComfyServer, settings: Mapping[str, object]) -> None:
             data=json.dumps(value).encode(),
             headers={"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=30):
-            pass
+        urllib.request.urlopen(request, timeout=30).close()
 
 
 @contextlib.contextmanager

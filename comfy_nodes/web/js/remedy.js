@@ -7,13 +7,17 @@ import { app } from "../../../scripts/app.js";
 
 const OUR_ERROR = /^tutti\.\w+$/;
 const SHOWN_MS = 30_000;
-// ComfyUI 0.30 puts its notice, with the way to the details, where toasts appear: ours goes below it.
-const STYLE = ".tutti-remedy { margin-top: 9.5rem; }";
+// ComfyUI 0.30 puts its notice, with the way to the details, where toasts appear: ours goes below it, and lets clicks through above it.
+const STYLE = `
+  .tutti-remedy { margin-top: 9.5rem; }
+  .p-toast:has(.tutti-remedy) { pointer-events: none; }
+  .p-toast:has(.tutti-remedy) .p-toast-message { pointer-events: auto; }
+`;
 
-/** A message as [what to do, why]: our messages begin with the remedy, and a colon or a full stop ends it. */
+/** A message as [what to do, why]: our messages begin with the remedy, and the first colon or full stop ends it. */
 function split(message) {
-  const [, remedy, , reason] = message.trim().match(/^(.*?)([:.]\s+|\.?$)(.*)$/s);
-  return [`${remedy}.`, reason && reason[0].toUpperCase() + reason.slice(1)];
+  const [, remedy, reason] = message.trim().match(/^(.*?(?:[:.](?=\s)|$))(.*)$/s);
+  return [remedy, reason.trim()];
 }
 
 app.registerExtension({

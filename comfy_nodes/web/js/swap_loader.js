@@ -40,11 +40,10 @@ function moveLinks(graph, old, made) {
   }
 }
 
-/** Replace the loader `old` by one of the type `type`. */
-function swap(old, type) {
+/** Put a loader of the type `type` in the place of `old`. Returns the values that were lost. */
+function replace(old, type) {
   const { graph } = old;
   const made = window.LiteGraph.createNode(type);
-  graph.beforeChange();
   graph.add(made);
   made.pos = [...old.pos];
   made.setSize([Math.max(old.size[0], made.size[0]), Math.max(old.size[1], made.size[1])]);
@@ -53,15 +52,21 @@ function swap(old, type) {
   const dropped = copyValues(old, made);
   moveLinks(graph, old, made);
   graph.remove(old);
-  graph.afterChange();
   app.canvas.selectItems?.([made]);
-  if (dropped.length)
-    app.extensionManager.toast.add({
-      severity: "info",
-      summary: `Set to default: ${dropped.join(", ")}`,
-      detail: "The other loader has no such choice. A file that is stored in 8 bits loads with default.",
-      life: 15_000,
-    });
+  return dropped;
+}
+
+/** The same as one step for Undo, with a word about what was lost. */
+function swap(old, type) {
+  app.canvas.emitBeforeChange();
+  try {
+    const dropped = replace(old, type);
+    if (!dropped.length) return;
+    const summary = `Set to default: ${dropped.join(", ")}`;
+    app.extensionManager.toast.add({ severity: "info", summary, detail: "The other loader has no such choice.", life: 15_000 });
+  } finally {
+    app.canvas.emitAfterChange();
+  }
 }
 
 app.registerExtension({
