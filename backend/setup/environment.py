@@ -32,8 +32,8 @@ COMPLETE_PYTHON = (
     "use a complete Python: on Debian and Ubuntu `apt install python3-venv`; an embedded Python (ComfyUI portable) cannot make "
     "environments, so run install.py with a Python from python.org instead."
 )
-PROBE_S = 60.0
-"""How long a Python may take to answer a question; starting it on a cold, busy disk takes seconds."""
+PROBE_S = 300.0
+"""How long a Python may take to answer a question. Generous: an environment that seems dead is made anew."""
 
 
 def fingerprint(*parts: str | bytes) -> str:
