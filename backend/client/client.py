@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final, TypeVar, cast
 
-from ..errors import ConnectionProblem, DaemonUnreachable, TuttiError, UnknownJob, from_wire
+from ..errors import ConnectionProblem, DaemonUnreachable, NotReady, TuttiError, UnknownJob, from_wire
 from ..wire import codec
 from ..wire.codec import Received
 from ..wire.connection import Connection
@@ -81,6 +81,8 @@ class Client:
         self._greeted_reconnects = 0
         self._asked: tuple[Message, Tensors] | None = None
         """The request that is waited for. Every request may be sent twice, and is, when the connection was lost on the way."""
+        self._unheard = False
+        """Whether the request may have overtaken our hello on a connection that came up again."""
         self._last_heard_s = time.monotonic()
         self._last_ping_s = 0.0
         self._keepalive = Keepalive(self._lock, self._ping, PING_S)
@@ -220,6 +222,8 @@ class Client:
             if is_answer(message):
                 return received
             if isinstance(message, Failed) and (is_failure(message) or _is_about_no_job(message)):
+                if message.code == NotReady.code and self._ask_again_after_greeting():
+                    continue
                 raise from_wire(message.code, message.message)
             if listener and not isinstance(message, Failed | Welcome):
                 listener(received)
@@ -240,7 +244,16 @@ class Client:
         if now_s - self._last_ping_s > PING_S:
             self._ping()
         if self._greet_again_if_needed() and self._asked:
+            self._unheard = True
             self._link.send(*self._asked)
+
+    def _ask_again_after_greeting(self) -> bool:
+        """After a reconnect: what libzmq still had queued arrived before our hello and was refused for that. Once per reconnect."""
+        if not self._unheard or not self._asked:
+            return False
+        self._unheard = False
+        self._link.send(*self._asked)
+        return True
 
     def _greet_again_if_needed(self) -> bool:
         """Say hello on a connection that came up again; a broker knows nobody who has not."""

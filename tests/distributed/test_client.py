@@ -13,6 +13,7 @@ from tutti.backend.client import Client, job_id_for
 from tutti.backend.demo.job import demo_sample
 from tutti.backend.errors import DaemonUnreachable, JobConflict, UnknownJob, UnknownModel
 from tutti.backend.wire.codec import Received
+from tutti.backend.wire.connection import find_connection
 from tutti.backend.wire.digest import content_digest
 from tutti.backend.wire.messages import Accepted, Call, Evaluate, Preview, Progress, Result, Sample
 from tutti.backend.wire.tensors import Tensors
@@ -20,6 +21,7 @@ from tutti.backend.worker.tensors import to_wire
 
 from tests.support.checkpoints import write_tiny_flux
 from tests.support.daemon import CLIENT_ID, Daemon, private_state_dir, running
+from tests.support.relay import Relay, relay_to
 
 MODEL = "diffusion_models/tiny.safetensors"
 pytestmark = pytest.mark.timeout(180)
@@ -144,6 +146,45 @@ def test_a_trajectory_uploads_once_evaluates_often_and_is_unknown_after_its_rele
     message, tensors = _evaluate(job_id, 3, digest, x)
     with pytest.raises(UnknownJob):
         client.evaluate(message, tensors, lambda _: None)
+
+
+@pytest.fixture
+def relayed(daemon: Daemon) -> Iterator[tuple[Client, Relay]]:
+    """A client whose connection can be cut."""
+    connection = find_connection(daemon.state_dir)
+    with relay_to(connection.endpoint) as relay:
+        through = replace(connection, endpoint=relay.endpoint)
+        with Client(through, client_id=CLIENT_ID, software="tests") as client:
+            client.connect(timeout_s=10.0)
+            yield client, relay
+
+
+def test_a_connection_that_is_cut_in_a_sample_costs_no_result(relayed: tuple[Client, Relay]) -> None:
+    client, relay = relayed
+    message, tensors = sample(steps=60, seed=31)
+
+    def cut_once(received: Received) -> None:
+        if isinstance(received.message, Progress) and received.message.step >= 3 and not relay.cuts:
+            relay.cut()
+
+    assert isinstance(client.sample(message, tensors, cut_once).message, Result)
+    assert relay.cuts == 1
+
+
+def test_a_connection_that_is_cut_between_turns_costs_no_turn(relayed: tuple[Client, Relay]) -> None:
+    client, relay = relayed
+    conditioning = {"context": to_wire(torch.ones(1, 5, 64)), "pooled": to_wire(torch.ones(1, 32))}
+    digest, job_id = content_digest(conditioning), "6" * 32
+    x = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(1))
+    client.upload(job_id, digest, conditioning)
+    for turn in range(4):
+        message, tensors = _evaluate(job_id, turn, digest, x)
+        received = client.evaluate(message, tensors, lambda _: None)
+        assert received.tensors["call.0.out"].shape == (1, 16, 8, 8)
+        relay.cut()
+    assert client.status().state in ("ready", "busy")
+    client.release(job_id)
+    assert relay.cuts == 4
 
 
 def test_a_daemon_that_dies_in_a_job_is_named_unreachable(models: Path) -> None:
