@@ -322,7 +322,11 @@ class Server:
         except Exception as problem:
             error = problem if isinstance(problem, RequestRefused) else _internal(problem)
             frames = codec.encode(Failed(code=error.code, message=error.message, request=action.request))
-        return lambda: self._clients.send(action.peer, frames)
+
+        def answer() -> None:
+            self._clients.send(action.peer, frames)
+
+        return answer
 
     def _described(self, action: DescribeModel) -> list[codec.Frame]:
         if not action.model:
