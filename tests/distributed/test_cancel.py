@@ -20,7 +20,9 @@ ENTRY = "tests.distributed.rank_entry"
 REPEATS = 50
 GRACE_S = 0.2
 """What leaving may take beyond the call that runs when the cancel arrives."""
-SIGMAS = tuple(1 - step / 40 for step in range(41))
+STEPS = 4000
+"""So many that no machine is through before the latest cancel."""
+SIGMAS = tuple(1 - step / STEPS for step in range(STEPS + 1))
 KINDS = (
     ({"tokens": (6,)}, {"sampler": "euler"}),
     ({"tokens": (6,)}, {"sampler": "heun"}),
