@@ -25,8 +25,10 @@ _HARMLESS: Final = frozenset(
     }
 )  # fmt: skip
 _ATTENTION: Final = "optimized_attention_override"
-# The names that attention patchers (KJNodes and its relatives) give to a kernel that computes the same attention faster.
-_FASTER_ATTENTION: Final = re.compile(r"(sage|flash|xformers|sdpa)", re.IGNORECASE)
+# The words in the names that attention patchers (KJNodes and its relatives) give to a kernel that computes the same attention faster,
+# and parts of the names of kernels that leave some of it out.
+_FASTER_ATTENTION: Final = re.compile(r"(?<![a-z])((sage|flash)(attn|attention)?[0-9]*|xformers|sdpa)(?![a-z0-9])")
+_OTHER_ATTENTION: Final = re.compile(r"sparse|radial")
 _BLOCK_SWAP: Final = "block_swap_args"
 _COMPILE_WRAPPER: Final = "torch.compile"
 _COMPILE_OPTION: Final = "torch_compile_kwargs"
@@ -61,7 +63,21 @@ def _control_net() -> UnsupportedInput:
     )
 
 
-def _inside_the_network(what: str) -> UnsupportedInput:
+def compute_dtype() -> UnsupportedInput:
+    """For another compute dtype: the daemon has to know it before it loads."""
+    return UnsupportedInput("Set weight_dtype on the Tutti loader instead: it is what the model computes in.")
+
+
+def reaches_in(name: str) -> UnsupportedInput:
+    """For reading a module of the network."""
+    return UnsupportedInput(
+        f"Remove the node that reaches into the network, such as a LoRA in bypass mode (it asked for {name!r}): the network of a Tutti "
+        "MODEL is in the daemon, and Tutti does not apply LoRAs yet."
+    )
+
+
+def inside_the_network(what: str) -> UnsupportedInput:
+    """For everything that changes what the network computes."""
     return UnsupportedInput(
         f"Remove the node that sets {what}, or load the model with ComfyUI's own loader: it changes the picture from inside the network, "
         "which is in the daemon."
@@ -80,24 +96,29 @@ def check_conditioning(entries: Iterable[Mapping[str, Any]]) -> None:
         if entry.get("hooks") is not None:
             raise weight_hooks()
         if entry.get("gligen") is not None:
-            raise _inside_the_network("a GLIGEN model")
+            raise inside_the_network("a GLIGEN model")
 
 
 def check_patcher(patcher: Any) -> None:
     """Refuse what other nodes have attached to the MODEL itself.
 
     Raises:
-        UnsupportedInput: weight patches, weight hooks, injections, or object patches inside the network.
+        UnsupportedInput: weight patches, weight hooks, injections, object patches inside the network, hooks on it or another in its place.
     """
+    network = patcher.model.diffusion_model
+    if not getattr(type(network), "stands_in", False):
+        raise inside_the_network(f"another network ({type(network).__name__})")
+    if network._forward_hooks or network._forward_pre_hooks:
+        raise inside_the_network("a hook on the network")
     if patcher.patches or getattr(patcher, "weight_wrapper_patches", None):
         raise weight_patches()
     if patcher.hook_patches:
         raise weight_hooks()
     if patcher.injections:
-        raise _inside_the_network(f"an injection ({', '.join(map(str, patcher.injections))})")
+        raise inside_the_network(f"an injection ({', '.join(map(str, patcher.injections))})")
     for name in patcher.object_patches:
         if name.split(".")[0] == "diffusion_model":
-            raise _inside_the_network(f"an object patch ({name})")
+            raise inside_the_network(f"an object patch ({name})")
 
 
 def check_transformer_options(options: Mapping[str, Any]) -> None:
@@ -119,7 +140,7 @@ def check_transformer_options(options: Mapping[str, Any]) -> None:
         if name in ("patches", "patches_replace") and not any(value.values()):
             continue
         detail = f"{name} ({', '.join(map(str, value))})" if name in ("patches", "patches_replace") else name
-        raise _inside_the_network(detail)
+        raise inside_the_network(detail)
 
 
 def skip_speed_only(runs: Iterable[dict[str, Any]], patcher: Any) -> list[str]:
@@ -148,4 +169,5 @@ def is_compiled(value: Any) -> bool:
 
 
 def _is_faster_attention(value: Any) -> bool:
-    return value is not None and bool(_FASTER_ATTENTION.search(getattr(value, "__name__", "")))
+    name = str(getattr(value, "__name__", "")).lower()
+    return _FASTER_ATTENTION.search(name) is not None and _OTHER_ATTENTION.search(name) is None

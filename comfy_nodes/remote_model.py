@@ -29,6 +29,7 @@ from .tensors import compute_dtype
 from .trajectory import sampler_sample
 
 WRAPPER_KEY = "tutti"
+_SET_BY_TORCH = ("training",)
 _QUANTISED = (".comfy_quant", "scaled_fp8", ".scale_weight", ".weight_scale", ".input_scale")
 
 
@@ -44,10 +45,20 @@ class Remote:
 
 
 class RemoteNetwork(torch.nn.Module):
-    """Stands where ComfyUI expects the network. Has no parameters, so that nothing is moved, counted or patched."""
+    """Stands where ComfyUI expects the network. Has no parameters, so that nothing is moved, counted or patched.
 
-    def __init__(self, remote: Remote, unet_config: dict[str, Any], model: Any) -> None:
+    It is sealed: whoever writes into a network, or reaches for its modules, means to change the picture.
+    """
+
+    stands_in = True
+    """Tells :mod:`.refusals` that nobody has put another network into its place."""
+
+    def __init__(
+        self, remote: Remote, unet_config: dict[str, Any], model: Any, described: dict[str, torch.Tensor]
+    ) -> None:
         super().__init__()
+        self._described = described
+        self._modules_elsewhere = frozenset(name.split(".")[0] for name in described)
         self.remote = remote
         self._model = weakref.ref(model)  # it owns this module
         self.dtype = remote.dtype
@@ -55,14 +66,25 @@ class RemoteNetwork(torch.nn.Module):
         # ComfyUI reads the number of input channels from this shape (Fill and control checkpoints have more than the latent).
         columns = unet_config["in_channels"] * self.patch_size**2
         self.img_in = SimpleNamespace(weight=SimpleNamespace(shape=torch.Size((unet_config["hidden_size"], columns))))
+        self._sealed = True
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
-            raise AttributeError(
-                f"Remove the node that reaches into the network (it asked for {name!r}): the network of a Tutti MODEL is in the daemon."
-            ) from None
+            # Not an AttributeError for a module that the checkpoint has: loaders of bypass LoRAs catch that and go on without the LoRA.
+            if name in self.__dict__.get("_modules_elsewhere", ()):
+                raise refusals.reaches_in(name) from None
+            raise AttributeError(str(refusals.reaches_in(name))) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self.__dict__.get("_sealed") and name not in _SET_BY_TORCH and not name.startswith("comfy_"):
+            raise refusals.inside_the_network(f"{name} of the network")
+        super().__setattr__(name, value)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """The names and shapes of the checkpoint, on the meta device: LoRA loaders look up in them what they would change."""
+        destination |= {prefix + name: tensor for name, tensor in self._described.items()}
 
     def forward(self, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One call, through the wrappers that other nodes have put around the network, with the arguments in ComfyUI's order."""
@@ -104,9 +126,13 @@ class RemotePatcher(comfy.model_patcher.ModelPatcher):  # type: ignore[misc]
 
     def add_object_patch(self, name: str, value: Any) -> None:
         """Objects outside the network may be replaced; a compiled network is left out, because there is nothing here to compile."""
-        if name.split(".")[0] == "diffusion_model" and refusals.is_compiled(value):
+        if name.split(".")[0] == "diffusion_model":
+            if not refusals.is_compiled(value):
+                raise refusals.inside_the_network(f"an object patch ({name})")
             self.set_attachments(refusals.SKIPPED_COMPILE, True)
             return
+        if name == "manual_cast_dtype":
+            raise refusals.compute_dtype()
         super().add_object_patch(name, value)
 
     def pre_run(self) -> None:
@@ -116,7 +142,12 @@ class RemotePatcher(comfy.model_patcher.ModelPatcher):  # type: ignore[misc]
 
     def set_model_compute_dtype(self, dtype: torch.dtype) -> NoReturn:
         """Refused: the daemon has to know before it loads."""
-        raise UnsupportedInput("Set weight_dtype on the Tutti loader instead: it is what the model computes in.")
+        raise refusals.compute_dtype()
+
+    def model_size(self) -> int:
+        """What is really here, in bytes: the tables of the model sampling, not the tensors that `state_dict` only names."""
+        size: int = comfy.model_management.module_size(self.model.model_sampling)
+        return size
 
     def add_hook_patches(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Weight hooks (LoRA schedules)."""
@@ -157,7 +188,7 @@ def build(
     config.set_inference_dtype(dtype, None)
     on = ModelRef(model=checkpoint.model, family=family.name, dtype=compute_dtype(dtype), plan=plan)
     model = _weightless(config, state_dict, family)
-    model.diffusion_model = RemoteNetwork(Remote(session, family, on, dtype), config.unet_config, model)
+    model.diffusion_model = RemoteNetwork(Remote(session, family, on, dtype), config.unet_config, model, state_dict)
     patcher = RemotePatcher(
         model,
         load_device=comfy.model_management.get_torch_device(),

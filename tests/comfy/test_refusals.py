@@ -21,6 +21,10 @@ INSIDE = {
     "double_block": ("Remove the node that sets patches", "double_block"),
     "rope_options": ("Remove the node that sets rope_options", "network"),
     "optimized_attention_override": ("Remove the node that sets optimized_attention_override", "network"),
+    "message_attention": ("Remove the node that sets optimized_attention_override", "network"),
+    "sparse_sage": ("Remove the node that sets optimized_attention_override", "network"),
+    "pulid_ca": ("Remove the node that sets pulid_ca of the network", "network"),
+    "forward": ("Remove the node that sets forward of the network", "network"),
     "unheard_of": ("Remove the node that sets unheard_of", "network"),
     "injection": ("Remove the node that sets an injection", "somebody"),
     "diffusion_model.img_in": ("Remove the node that sets an object patch", "diffusion_model.img_in"),
@@ -68,6 +72,22 @@ def test_a_lora_whose_keys_do_not_fit_is_refused_and_not_ignored(comfy: ComfySer
         w.save(w.sample(patched))
 
     refused(comfy, build, "Remove the node that changes this MODEL's weights", "LoRA")
+
+
+def test_a_lora_in_bypass_mode_is_refused_and_not_ignored(comfy: ComfyServer, models_with_lora: str) -> None:
+    def build(w: Workflow) -> None:
+        patched = w.link("LoraLoaderBypassModelOnly", model=w.model(), lora_name=models_with_lora, strength_model=1.0)
+        w.save(w.sample(patched))
+
+    refused(comfy, build, "Remove the node that reaches into the network", "LoRA")
+
+
+@pytest.mark.parametrize(("sampler", "plan"), [("euler", "ring=1,ulysses=2"), ("euler_ancestral", "ulysses=2, ring=1")])
+def test_a_hook_on_the_network_is_refused(comfy: ComfyServer, sampler: str, plan: str) -> None:
+    """Over a MODEL of its own, because the hook stays on it."""
+    loader = workflows.tutti_loader(CHECKPOINT, plan=plan)
+    build = changed_model("forward hook", sampler_name=sampler)
+    refused(comfy, build, "Remove the node that sets a hook on the network", loader=loader)
 
 
 def test_saving_the_model_is_refused(comfy: ComfyServer) -> None:

@@ -79,6 +79,16 @@ def _own_model_sampling(m: Any) -> None:
     m.add_object_patch("model_sampling", OwnNoise(m.model.model_config))
 
 
+def _replaced_method(name: str) -> Change:
+    """Not a patch of the MODEL: it stays on the model object, which all clones share."""
+
+    def change(m: Any) -> None:
+        own = getattr(m.model, name)
+        setattr(m.model, name, lambda *args, **kwargs: own(*args, **kwargs))
+
+    return change
+
+
 KEPT: dict[str, Change] = {
     "sampler_cfg_function": _cfg_function,
     "sampler_post_cfg_function": _post_cfg_function,
@@ -104,6 +114,8 @@ KEPT: dict[str, Change] = {
     "wrapper_with_state": _wrapper_with_state,
     "concat_keys": _other_object,
     "OwnNoise": _own_model_sampling,
+    "replaced apply_model": _replaced_method("apply_model"),
+    "replaced scale_latent_inpaint": _replaced_method("scale_latent_inpaint"),
 }
 
 
@@ -129,6 +141,10 @@ def _injection(m: Any) -> None:
     m.set_injections("somebody", [pe.PatcherInjection(inject=lambda patcher: None, eject=lambda patcher: None)])
 
 
+def _in_network(name: str) -> Change:
+    return lambda m: setattr(m.model.diffusion_model, name, lambda *args, **kwargs: None)
+
+
 INSIDE: dict[str, Change] = {
     "attn1_patch": lambda m: m.set_model_attn1_patch(lambda *args: args),
     "dit": lambda m: m.set_model_patch_replace(
@@ -137,6 +153,11 @@ INSIDE: dict[str, Change] = {
     "double_block": lambda m: m.set_model_patch(lambda args: args, "double_block"),
     "rope_options": lambda m: m.set_model_rope_options(1.0, 0.0, 1.0, 0.0, 1.0, 0.0),
     "optimized_attention_override": _attention("regional_attention"),
+    "message_attention": _attention("message_attention"),
+    "sparse_sage": _attention("sparse_sage_attention"),
+    "pulid_ca": _in_network("pulid_ca"),
+    "forward": _in_network("forward"),
+    "forward hook": lambda m: m.model.diffusion_model.register_forward_hook(lambda *args: None),
     "unheard_of": _transformer_option("unheard_of", 1),
     "injection": _injection,
     "diffusion_model.img_in": lambda m: m.add_object_patch("diffusion_model.img_in", None),
