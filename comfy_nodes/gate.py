@@ -12,6 +12,7 @@ from types import FunctionType
 from typing import Any, Final, Literal
 
 import comfy.k_diffusion.sampling
+import comfy.model_base
 import comfy.model_sampling
 import comfy.patcher_extension
 import comfy.samplers
@@ -35,6 +36,31 @@ _MODEL_SAMPLING: Final = (
     (comfy.model_sampling.ModelSamplingFlux, comfy.model_sampling.CONST),
     (comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST),
 )
+_REPRODUCED: Final[tuple[tuple[Any, tuple[tuple[Any, str], ...]], ...]] = (
+    (
+        comfy.samplers,
+        (
+            (comfy.samplers, "sampling_function"),
+            (comfy.samplers, "cfg_function"),
+            (comfy.samplers, "calc_cond_batch"),
+            (comfy.samplers.KSamplerX0Inpaint, "__call__"),
+            (comfy.samplers.KSAMPLER, "sample"),
+            (comfy.samplers.CFGGuider, "predict_noise"),
+        ),
+    ),
+    (
+        comfy.model_base,
+        tuple((comfy.model_base.BaseModel, name) for name in ("apply_model", "_apply_model", "scale_latent_inpaint")),
+    ),
+    (
+        comfy.model_sampling,
+        tuple(
+            (comfy.model_sampling.CONST, name)
+            for name in ("calculate_input", "calculate_denoised", "noise_scaling", "inverse_noise_scaling")
+        ),
+    ),
+)
+"""ComfyUI's own functions that the daemon's loop stands for, by the module they must come from."""
 _GUIDER_METHODS: Final = ("__call__", "outer_predict_noise", "predict_noise", "inner_sample", "outer_sample", "sample")
 
 
@@ -52,6 +78,7 @@ def why_not_whole(
         lambda: _sampler(executor.class_obj),
         lambda: _sigmas(sigmas),
         lambda: _guider(guider),
+        lambda: _model(guider.inner_model),
         lambda: _model_sampling(guider.inner_model.model_sampling),
         lambda: _options(executor, guider, model_options),
         lambda: _object_patches(guider.model_patcher),
@@ -87,7 +114,8 @@ def _sampler(sampler: Any) -> str | None:
         return f"another node pack has replaced the sampler {name}"
     if sampler.extra_options or sampler.inpaint_options:
         return f"the sampler {name} has options"
-    return None
+    replaced = sorted(key for key, value in vars(sampler).items() if callable(value) and key != "sampler_function")
+    return f"a node has replaced {', '.join(replaced)} of the sampler {name}" if replaced else None
 
 
 def _sigmas(sigmas: torch.Tensor) -> str | None:
@@ -106,7 +134,17 @@ def _guider(guider: Any) -> str | None:
             return f"the guider {type(guider).__name__} runs in ComfyUI"
     if not set(guider.conds) <= {"positive", "negative"} or "positive" not in guider.conds:
         return f"the guider {type(guider).__name__} has other branches than positive and negative"
+    if "negative" not in guider.conds and not math.isclose(guider.cfg, 1.0):
+        return f"the guider {type(guider).__name__} has no negative conditioning"
     return None
+
+
+def _model(model: Any) -> str | None:
+    """Methods of the model that somebody has replaced on this one object. (ComfyUI itself puts a function of its own there.)"""
+    replaced = sorted(
+        name for name, value in vars(model).items() if callable(value) and not _is_original(value, comfy.model_base)
+    )
+    return f"a node has replaced {', '.join(replaced)} of the model" if replaced else None
 
 
 def _model_sampling(sampling: Any) -> str | None:
@@ -164,16 +202,10 @@ def _conditioning(conds: Mapping[str, list[dict[str, Any]]], family: Family) -> 
 
 def _patched_comfyui() -> str | None:
     """Old node packs replace functions of ComfyUI itself; then its loop is not the one that the daemon reproduces."""
-    for function in (
-        comfy.samplers.sampling_function,
-        comfy.samplers.cfg_function,
-        comfy.samplers.calc_cond_batch,
-        comfy.samplers.KSamplerX0Inpaint.__call__,
-        comfy.samplers.KSAMPLER.sample,
-        comfy.samplers.CFGGuider.predict_noise,
-    ):
-        if not _is_original(function, comfy.samplers):
-            return f"another node pack has replaced ComfyUI's {function.__name__}"
+    for module, functions in _REPRODUCED:
+        for owner, name in functions:
+            if not _is_original(getattr(owner, name), module):
+                return f"another node pack has replaced ComfyUI's {name}"
     return None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.comfy.rig import (
@@ -18,7 +20,7 @@ from tests.comfy.rig import (
 from tests.support.comfyui import ComfyServer
 from tests.support.daemon import Daemon
 from tests.support.parity import FP32_TOLERANCE, relative_error
-from tests.support.workflows import Build, Link, Workflow
+from tests.support.workflows import Build, Link, Loader, Workflow, tutti_loader
 
 pytestmark = pytest.mark.usefixtures("two_ranks")
 
@@ -57,21 +59,22 @@ FASTER = {
 }
 
 
-def sampled(sigmas: str, *, record: bool = False) -> Build:
+def sampled(sigmas: str, *, record: bool = False, **changes: Any) -> Build:
     """Sampling with given sigmas, and perhaps a callback that wants every step."""
 
     def build(w: Workflow) -> None:
-        w.save(
-            w.link("TestSampler", model=w.model(), positive=w.text(1), latent=w.latent(3), sigmas=sigmas, record=record)
-        )
+        inputs = {"model": w.model(), "positive": w.text(1), "latent": w.latent(3), "sigmas": sigmas, "record": record}
+        w.save(w.link("TestSampler", **inputs, **changes))
 
     return build
 
 
-def check(stock: Stock, comfy: ComfyServer, build: Build, reason: str, same_as: Build | None = None) -> None:
+def check(
+    stock: Stock, comfy: ComfyServer, build: Build, reason: str, same_as: Build | None = None, loader: Loader | None = None,
+) -> None:  # fmt: skip
     """`build` runs step by step because of `reason`, and gives what stock ComfyUI gives (for `same_as`, if given)."""
     (expected,) = stock.latents(same_as or build)
-    run = succeed(comfy, prompt(build))
+    run = succeed(comfy, prompt(build, loader))
     assert STEPWISE in run.all_texts
     assert WHOLE not in run.all_texts
     assert reason in run.all_texts
@@ -84,6 +87,18 @@ def test_a_change_of_the_model_that_runs_in_comfyui_is_honoured_step_by_step(
     stock: Stock, comfy: ComfyServer, change: str
 ) -> None:
     check(stock, comfy, changed_model(change), KEPT[change], same_as=plain())
+
+
+@pytest.mark.parametrize(
+    ("name", "plan"), [("apply_model", "ring=1,ulysses=2"), ("scale_latent_inpaint", "ulysses=2, ring=1")]
+)
+def test_a_replaced_method_of_the_model_is_honoured_step_by_step(
+    stock: Stock, comfy: ComfyServer, name: str, plan: str
+) -> None:
+    """Over a MODEL of its own, because the method stays on it."""
+    loader = tutti_loader(CHECKPOINT, plan=plan)
+    reason = f"a node has replaced {name} of the model"
+    check(stock, comfy, changed_model(f"replaced {name}"), reason, same_as=plain(), loader=loader)
 
 
 def test_the_negative_prompt_is_asked_at_scale_1_when_a_node_wants_it(stock: Stock, comfy: ComfyServer) -> None:
@@ -163,6 +178,20 @@ def test_sigmas_that_do_not_simply_fall_run_step_by_step(stock: Stock, comfy: Co
 
 def test_a_callback_that_wants_every_step_gets_every_step(stock: Stock, comfy: ComfyServer) -> None:
     check(stock, comfy, sampled("1.0 0.7 0.3 0.0", record=True), "wants to see every step")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"cfg": 3.0, "without_negative": True}, "the guider CFGGuider has no negative conditioning"),
+        ({"replaced": True}, "a node has replaced sample of the sampler euler"),
+    ],
+    ids=["no negative", "replaced method"],
+)
+def test_an_odd_guider_or_sampler_runs_step_by_step(
+    stock: Stock, comfy: ComfyServer, changes: dict[str, Any], reason: str
+) -> None:
+    check(stock, comfy, sampled("1.0 0.7 0.3 0.0", **changes), reason)
 
 
 def test_the_same_sampling_without_that_callback_is_one_job(stock: Stock, comfy: ComfyServer) -> None:
