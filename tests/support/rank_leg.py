@@ -21,11 +21,27 @@ from typing import Any
 import torch
 import zmq
 from torch import Tensor
+from tutti.backend.supervisor.liveness import Lifeline
 from tutti.backend.wire.codec import Received, decode, encode
 from tutti.backend.wire.messages import (
-    Abort, Branch, Cancel, Done, Evaluate, Evaluated, Failed, Go, ModelRef, Prepare, Prepared, Preview, Progress, RankHello, Refused, Result, Sample,
+    Abort,
+    Branch,
+    Cancel,
+    Done,
+    Evaluate,
+    Evaluated,
+    Failed,
+    Go,
+    ModelRef,
+    Prepare,
+    Prepared,
+    Preview,
+    Progress,
+    RankHello,
+    Refused,
+    Result,
+    Sample,
 )  # fmt: skip
-from tutti.backend.supervisor.liveness import Lifeline
 from tutti.backend.worker.tensors import to_torch, to_wire
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -73,7 +89,13 @@ class RankGroup:
     # --- one turn, in pieces ---
 
     def prepare(
-        self, job: Sample | Evaluate, tensors: Mapping[str, Tensor], path: Path, *, forget: tuple[str, ...] = (), plan: str = "auto"
+        self,
+        job: Sample | Evaluate,
+        tensors: Mapping[str, Tensor],
+        path: Path,
+        *,
+        forget: tuple[str, ...] = (),
+        plan: str = "auto",
     ) -> Turn:
         """Send Prepare to every rank; the tensors go to rank 0 only."""
         self._sequence += 1
@@ -156,7 +178,9 @@ class RankGroup:
         """The next message and its rank. Fails with the ranks' logs when none comes or a rank has ended."""
         until_s = time.monotonic() + deadline_s
         while not self.socket.poll(200):
-            ended = {rank: process.returncode for rank, process in enumerate(self.processes) if process.poll() is not None}
+            ended = {
+                rank: process.returncode for rank, process in enumerate(self.processes) if process.poll() is not None
+            }
             if ended or time.monotonic() > until_s:
                 raise AssertionError(f"ranks {ended} ended, or nothing came in {deadline_s:g} s\n{self.logs()}")
         identity, *frames = self.socket.recv_multipart(copy=False)
