@@ -16,8 +16,10 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser
 
-from tests.browser.editor import Editor, chromium, open_editor
-from tests.browser.scene import serve
+from tests.browser.editor import FINAL_EVENTS, PREVIEW_EVENTS, Editor, chromium, open_editor
+from tests.browser.scene import FLUX, serve
+from tests.comfy.rig import WHOLE, plain, prompt
+from tests.support import daemon, workflows
 from tests.support.comfyui import REPOSITORY
 
 WORKFLOWS = REPOSITORY / "workflows"
@@ -25,6 +27,8 @@ IMAGES = REPOSITORY / "docs" / "images"
 THUMBNAIL_PIXELS = 640
 SHARPNESS = 2
 """Device pixels per page pixel."""
+MARGIN = 12
+"""Page pixels around a part of the page."""
 SHOWN = {
     "Tutti FLUX.1 text to image": ("Text to image", ("CLIPTextEncode", "TuttiLoadDiffusionModel", "KSampler")),
     "Tutti FLUX.1 image to image": ("Image to image", ("LoadImage", "TuttiLoadDiffusionModel", "KSampler")),
@@ -68,11 +72,42 @@ def draw_screenshot(editor: Editor, name: str) -> None:
     editor.picture().save(IMAGES / f"{name.lower().replace(' ', '_').replace('.', '')}.jpg", "JPEG", quality=85)
 
 
+def around(editor: Editor, *node_types: str) -> Image.Image:
+    """The part of the page that holds these nodes."""
+    boxes = [editor.on_page(editor.node_of(kind)) for kind in node_types]
+    left, top = min(x for x, *_ in boxes) - MARGIN, min(y for _, y, *_ in boxes) - MARGIN
+    right, bottom = max(x + w for x, _, w, _ in boxes) + MARGIN, max(y + h for _, y, _, h in boxes) + MARGIN
+    return editor.picture().crop((*(int(side * SHARPNESS) for side in (left, top, right, bottom)),))
+
+
+def draw_sampling(editor: Editor) -> None:
+    """Write the sampler while a daemon samples a random network."""
+    editor.load_prompt(prompt(plain(steps=300, cfg=1.0), workflows.tutti_loader(FLUX)))
+    editor.queue()
+    editor.wait_for_event(PREVIEW_EVENTS, count=3)
+    editor.page.get_by_text(WHOLE).wait_for()
+    around(editor, "KSampler").save(IMAGES / "sampling.jpg", "JPEG", quality=85)
+    editor.cancel()
+    editor.wait_for_event(FINAL_EVENTS)
+
+
+def draw_remedy(editor: Editor) -> None:
+    """Write what the page shows when no daemon answers."""
+    editor.load_prompt(prompt(plain(), workflows.tutti_loader(FLUX)))
+    editor.queue()
+    editor.page.locator(".tutti-remedy").wait_for()
+    editor.page.wait_for_timeout(4000)  # another notice fades away meanwhile
+    picture = editor.picture()
+    corner = (picture.width - 520 * SHARPNESS, 36 * SHARPNESS, picture.width, 390 * SHARPNESS)
+    picture.crop(corner).save(IMAGES / "remedy.jpg", "JPEG", quality=85)
+
+
 def main() -> None:
-    """Start ComfyUI and draw everything."""
+    """Start ComfyUI and a daemon, and draw everything."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        serve(Path(folder)) as server,
+        daemon.private_state_dir() as state_dir,
+        serve(Path(folder), state_dir) as server,
         chromium() as browser,
     ):
         for name in SHOWN:
@@ -80,6 +115,14 @@ def main() -> None:
                 draw_thumbnail(browser, editor, name)
         with open_editor(browser, server, "vue", {}) as editor:
             draw_screenshot(editor, "Tutti FLUX.1 text to image")
+        with open_editor(browser, server, "vue", {}, sharpness=SHARPNESS) as editor:
+            draw_remedy(editor)
+        previews = {"Comfy.Execution.PreviewMethod": "latent2rgb"}
+        with (
+            daemon.running(Path(folder) / "models", state_dir, ranks=2),
+            open_editor(browser, server, "vue", previews, sharpness=SHARPNESS) as editor,
+        ):
+            draw_sampling(editor)
 
 
 if __name__ == "__main__":
