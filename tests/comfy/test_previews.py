@@ -12,7 +12,7 @@ from tests.support.comfyui import ComfyServer, Run
 from tests.support.daemon import Daemon
 from tests.support.workflows import Workflow
 
-STEPS = 60
+STEPS = 200
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,7 @@ def test_previews_are_pictures_of_the_sampling_node(watched: Run) -> None:
 
 def test_there_are_at_most_eight_previews_a_second(watched: Run) -> None:
     times = [preview.at_s for preview in watched.previews[:-1]]  # the last one comes with the result
+    assert len(times) > 8, "the run was too short to tell"
     for first, ninth in zip(times, times[8:], strict=False):
         assert ninth - first >= 0.9  # a little less than a second: they cross two sockets on the way
 
