@@ -49,10 +49,6 @@ _REPRODUCED: Final[tuple[tuple[Any, tuple[tuple[Any, str], ...]], ...]] = (
         ),
     ),
     (
-        comfy.model_base,
-        tuple((comfy.model_base.BaseModel, name) for name in ("apply_model", "_apply_model", "scale_latent_inpaint")),
-    ),
-    (
         comfy.model_sampling,
         tuple(
             (comfy.model_sampling.CONST, name)
@@ -61,6 +57,7 @@ _REPRODUCED: Final[tuple[tuple[Any, tuple[tuple[Any, str], ...]], ...]] = (
     ),
 )
 """ComfyUI's own functions that the daemon's loop stands for, by the module they must come from."""
+_MODEL_METHODS: Final = ("apply_model", "_apply_model", "scale_latent_inpaint")
 _GUIDER_METHODS: Final = ("__call__", "outer_predict_noise", "predict_noise", "inner_sample", "outer_sample", "sample")
 
 
@@ -140,10 +137,11 @@ def _guider(guider: Any) -> str | None:
 
 
 def _model(model: Any) -> str | None:
-    """Methods of the model that somebody has replaced on this one object. (ComfyUI itself puts a function of its own there.)"""
+    """Methods that somebody has replaced, on this one object or on its class. (ComfyUI itself puts a function of its own on objects.)"""
     replaced = sorted(
         name for name, value in vars(model).items() if callable(value) and not _is_original(value, comfy.model_base)
     )
+    replaced += [name for name in _MODEL_METHODS if not _is_original(getattr(type(model), name), comfy.model_base)]
     return f"a node has replaced {', '.join(replaced)} of the model" if replaced else None
 
 
