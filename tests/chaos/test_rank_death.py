@@ -65,11 +65,10 @@ def strike_at_work(daemon: Daemon, victim: int, number: int, cause: str, undistu
     assert picture(daemon) == undisturbed
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV], ids=["SIGKILL", "SIGSEGV"])
 def test_a_job_whose_rank_is_killed_fails_with_its_name_and_the_next_one_is_right(
-    daemon: Daemon, undisturbed: bytes, number: signal.Signals
+    daemon: Daemon, undisturbed: bytes
 ) -> None:
-    for rank in (0, 1):
+    for rank, number in ((0, signal.SIGKILL), (1, signal.SIGKILL), (0, signal.SIGSEGV)):
         cause = f"rank {rank} was killed by signal {int(number)} ({number.name})"
         strike_at_work(daemon, rank_pids(daemon)[rank], number, cause, undisturbed)
 
