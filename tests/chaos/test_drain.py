@@ -19,7 +19,7 @@ from tests.chaos.processes import descendants, left_of, wait_until
 from tests.support.daemon import TUTTI
 
 DRAINED_S = 30.0
-"""What docs/reliability.md promises for a daemon that is told to stop."""
+"""25 s for what runs, as docs/reliability.md says, and the rest for the ranks to end."""
 AT_ONCE_S = 5.0
 STEPS = 40
 CALL_S = 0.4

@@ -18,7 +18,7 @@ from tests.chaos.processes import STATE_S, descendants, kill, launcher, left_of,
 from tests.support.daemon import Daemon, private_state_dir, running
 
 SEEN_S = 2.0
-"""What docs/reliability.md promises."""
+"""What "at once" means in docs/reliability.md; usually it is a tenth of that."""
 GONE_S = 5.0
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240)]
