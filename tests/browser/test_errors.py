@@ -41,6 +41,15 @@ def test_without_a_daemon_the_page_says_what_to_run(open_editor: OpenEditor, ren
     assert notice(editor) == message.strip()
 
 
+def test_inputs_that_are_refused_before_the_run_are_explained(open_editor: OpenEditor) -> None:
+    editor = open_editor("vue")
+    editor.load_prompt(prompt(plain(), workflows.tutti_loader(FLUX, plan="ulysses: two")))
+    editor.queue()
+    assert notice(editor).startswith("Set plan to auto or to degrees")
+    assert editor.page.locator(NOTICE).count() == 1
+    assert editor.events() == []
+
+
 def test_the_error_report_says_what_to_do_before_it_names_anything_of_this_machine(open_editor: OpenEditor) -> None:
     editor = open_editor("vue")
     fail(editor)
