@@ -35,15 +35,19 @@ class Stage:
     settings: GroupSettings
     socket: zmq.Socket[bytes]
     supervisor: Supervisor
+    _events: list[GroupStarting | GroupLost] = field(default_factory=list)
+    """What one step brought beside the event that was waited for: where all die at once, the end and the next start come together."""
 
     def step_until(self, kind: type[GroupStarting] | type[GroupLost]) -> GroupStarting | GroupLost:
         """Step as the main loop does, until there is an event of that kind."""
         deadline_s = time.monotonic() + DEADLINE_S
         while time.monotonic() < deadline_s:
-            select.select(self.supervisor.fds(), [], [], 0.05)
-            for event in self.supervisor.step(time.monotonic()):
+            while self._events:
+                event = self._events.pop(0)
                 if isinstance(event, kind):
                     return event
+            select.select(self.supervisor.fds(), [], [], 0.05)
+            self._events += self.supervisor.step(time.monotonic())
         raise AssertionError(f"no {kind.__name__} within {DEADLINE_S} s: {self.logs()}")
 
     def hellos(self) -> dict[int, RankHello]:
