@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import socket
 import struct
@@ -56,8 +57,10 @@ def strike(endpoint: str, attempts: int, **options: bytes) -> int:
             for name, value in options.items():
                 setattr(attacker, name, value)
             attacker.connect(endpoint)
-            for frames in attack_frames():
-                attacker.send_multipart(frames)
+            # A handshake that has failed already takes the connection away, and with it the place that a message could wait in.
+            with contextlib.suppress(zmq.Again):
+                for frames in attack_frames():
+                    attacker.send_multipart(frames, zmq.DONTWAIT)
             sockets.append(attacker)
             if len(sockets) == 50:
                 answers += _hear(sockets, 300)
