@@ -50,7 +50,7 @@ def impostor(connection: Connection) -> Connection:
     [
         (stranger, "Get a new connection file from the daemon's owner"),
         (elsewhere, "Start the daemon with `tutti serve`"),
-        (impostor, "Get a new connection file from the daemon's owner"),
+        (impostor, "Check that a Tutti daemon listens at this address, and get a new connection file"),
     ],
     ids=["unknown key", "unreachable", "another server"],
 )
