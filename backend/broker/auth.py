@@ -1,4 +1,5 @@
-"""Who may talk to the broker: CURVE on every TCP socket, and the ZAP handler (RFC 27) that knows the clients' keys.
+"""Who may talk to the broker: CURVE on every TCP socket, this user's processes on the Unix socket, and the ZAP handler (RFC 27) that
+knows the clients' keys.
 
 The handler must be bound before the socket it guards: with CURVE but without a handler libzmq lets any key in. As a second line,
 the server drops every message that does not carry a key that is valid at that moment: a revoked key is out at once, not only when
@@ -8,6 +9,9 @@ its connection ends, and stays out when another key gets its name.
 from __future__ import annotations
 
 import logging
+import os
+import re
+import sys
 
 import zmq
 from zmq.utils import z85
@@ -20,6 +24,11 @@ log = logging.getLogger(__name__)
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 ZAP_VERSION = b"1.0"
 DOMAIN = b"tutti"
+LOCAL_DOMAIN = b"tutti-local"
+_CREDENTIALS = re.compile(rb"[^:]*:(?P<uid>\d+):\d+:\d+")
+"""What libzmq gives as the address of a peer on a Unix socket: ``localhost:UID:GID:PID``, as the kernel says (SO_PEERCRED)."""
+HAS_PEER_CREDENTIALS = sys.platform == "linux"
+"""Whether libzmq tells who is at the other end of a Unix socket. Elsewhere local clients use TCP and CURVE like all others."""
 OLDEST_LIBZMQ = (4, 3, 5)
 """Older ones have holes that are open before any key is checked (CVE-2020-15166, CVE-2019-13132, CVE-2019-6250)."""
 
@@ -53,6 +62,17 @@ class Gate:
                 return name
         return None
 
+    def user_with(self, public: str) -> str | None:
+        """What a connection is called that proved to hold this key's secret; None shuts it out."""
+        return public if self.admits(public) else None
+
+    def user_of_process(self, address: bytes) -> str | None:
+        """What a connection over the Unix socket is called; None shuts it out. Only processes of this user are let in: they could
+        read the local key's file as well, and count as its holder."""
+        credentials = _CREDENTIALS.fullmatch(address)
+        is_ours = credentials is not None and int(credentials["uid"]) == os.geteuid()
+        return self._local.public if is_ours else None
+
     def admits(self, public: str | None) -> bool:
         """Whether a key that was let in is still valid."""
         return public is not None and self.name_of(public) is not None
@@ -77,15 +97,17 @@ class ZapHandler:
     def answer(self) -> None:
         """Answer one waiting question."""
         request = self.socket.recv_multipart()
-        version, request_id, domain, _address, _identity, mechanism, *credentials = request
-        user = b""
+        version, request_id, domain, address, _identity, mechanism, *credentials = request
+        user = None
         if (version, domain, mechanism) == (ZAP_VERSION, DOMAIN, b"CURVE") and len(credentials) == 1:
-            public = z85.encode(credentials[0])
-            user = public if self._gate.admits(public.decode("ascii")) else b""
+            user = self._gate.user_with(z85.encode(credentials[0]).decode("ascii"))
+        elif (version, domain, mechanism) == (ZAP_VERSION, LOCAL_DOMAIN, b"NULL") and not credentials:
+            user = self._gate.user_of_process(address)
         status, text = (b"200", b"OK") if user else (b"400", b"unknown key")
-        self.socket.send_multipart([ZAP_VERSION, request_id, status, text, user, b""])
+        self.socket.send_multipart([ZAP_VERSION, request_id, status, text, (user or "").encode("ascii"), b""])
         if not user:
-            log.warning("turned away a connection with a key that is not known")
+            who = "of another user" if domain == LOCAL_DOMAIN else "with a key that is not known"
+            log.warning("turned away a connection %s", who)
 
     def close(self) -> None:
         """Close the socket."""
@@ -100,8 +122,13 @@ def make_curve_server(socket: zmq.Socket[bytes], key: KeyPair) -> None:
     socket.zap_domain = DOMAIN
 
 
+def make_local_server(socket: zmq.Socket[bytes]) -> None:
+    """Have the ZAP handler asked about every connection that proves nothing by itself. Before the bind of a Unix socket only."""
+    socket.zap_domain = LOCAL_DOMAIN
+
+
 def user_of(frame: zmq.Frame) -> str | None:
-    """The public key whose secret the connection of this frame proved to hold."""
+    """The public key whose secret the connection of this frame proved to hold; the local one for a process of this user."""
     try:
         public = frame.get("User-Id")
     except zmq.ZMQError:

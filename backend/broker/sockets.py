@@ -7,13 +7,14 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import zmq
 
 from ..wire import limits
 from ..wire.codec import Frame
-from .auth import make_curve_server, user_of
+from .auth import make_curve_server, make_local_server, user_of
 from .keys import KeyPair
 
 log = logging.getLogger(__name__)
@@ -41,12 +42,12 @@ class Waiting:
 
 
 class ClientSocket:
-    """ROUTER for clients, over TCP and CURVE."""
+    """ROUTER for clients: over TCP and CURVE, and over a Unix socket for those of this user."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], key: KeyPair) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], key: KeyPair, local_socket: Path | None = None) -> None:
+        """``local_socket``: where to make the Unix socket, in a folder that only this user can enter; None makes none."""
         self.socket = context.socket(zmq.ROUTER)
         self.socket.affinity = CLIENT_THREAD
-        make_curve_server(self.socket, key)
         self.socket.maxmsgsize = limits.TENSOR_BYTES  # of one frame
         self.socket.router_mandatory = True
         self.socket.sndhwm = CLIENT_SEND_MARK
@@ -55,6 +56,12 @@ class ClientSocket:
         self.socket.tcp_keepalive = 1
         self.socket.setsockopt(zmq.HEARTBEAT_IVL, 5000)
         self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 15000)
+        if (
+            local_socket is not None
+        ):  # a bind keeps the options of its moment: this one comes before CURVE, all others after it
+            make_local_server(self.socket)
+            self.socket.bind(f"ipc://{local_socket}")
+        make_curve_server(self.socket, key)
         self._outbox: dict[bytes, deque[Waiting]] = {}
 
     def bind(self, address: str) -> str:

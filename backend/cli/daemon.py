@@ -17,7 +17,7 @@ from types import FrameType
 import zmq
 
 from ... import __version__
-from ..broker.auth import Gate, ZapHandler
+from ..broker.auth import HAS_PEER_CREDENTIALS, Gate, ZapHandler
 from ..broker.catalog import Catalog
 from ..broker.keys import AuthorizedKeys, KeyPair, server_key
 from ..broker.ledger import MemoryLedger
@@ -37,6 +37,8 @@ from .state_directory import LOGS_FOLDER, DaemonLock
 log = logging.getLogger(__name__)
 
 SOFTWARE = f"tutti {__version__}"
+LOCAL_SOCKET = "clients"
+"""Name of the Unix socket for clients of this user, in the runtime folder."""
 
 
 class Daemon:
@@ -87,7 +89,8 @@ class Daemon:
         gate = Gate(local, authorized)
         zap = ZapHandler(context, gate)
         stack.callback(zap.close)
-        clients = ClientSocket(context, key)
+        local_socket = runtime / LOCAL_SOCKET if HAS_PEER_CREDENTIALS else None
+        clients = ClientSocket(context, key, local_socket)
         stack.callback(clients.close)
         ranks = RankSocket(context)
         stack.callback(ranks.close)
@@ -100,7 +103,7 @@ class Daemon:
             catalog=self.catalog, ledger=MemoryLedger(), group=Supervisor(group), on_ready=self._ready,
         )  # fmt: skip
         stack.callback(server.close)
-        stack.enter_context(self._connection_file(key, local))
+        stack.enter_context(self._connection_file(key, local, local_socket))
         return server
 
     def _ready(self) -> None:
@@ -144,7 +147,7 @@ class Daemon:
         return endpoints
 
     @contextmanager
-    def _connection_file(self, key: KeyPair, local: KeyPair) -> Iterator[None]:
+    def _connection_file(self, key: KeyPair, local: KeyPair, local_socket: Path | None) -> Iterator[None]:
         """Tell this machine's clients how to reach us. Written last: whoever finds it finds a daemon that listens."""
         path = self._settings.state_dir / CONNECTION_FILE
         connection = Connection(
@@ -153,6 +156,7 @@ class Daemon:
             client_public_key=local.public,
             client_secret_key=local.secret,
             pid=os.getpid(),
+            local_socket=None if local_socket is None else str(local_socket),
         )
         write_connection(path, connection)
         try:

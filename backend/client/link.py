@@ -1,9 +1,13 @@
-"""One encrypted DEALER socket to the broker, and what its monitor tells about it."""
+"""One DEALER socket to the broker, and what its monitor tells about it. Over TCP it is encrypted; a daemon of the same user on the same
+machine is reached through a Unix socket, where the kernel vouches for both ends (ADR 10).
+"""
 
 from __future__ import annotations
 
+import stat
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import zmq
@@ -33,15 +37,21 @@ class Link:
         self._socket.setsockopt(zmq.RECONNECT_IVL, 100)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
         self._socket.setsockopt(zmq.MAXMSGSIZE, limits.TENSOR_BYTES)
-        self._socket.setsockopt(zmq.IPV6, int("[" in connection.endpoint))
-        self._socket.curve_serverkey = connection.server_public_key.encode("ascii")
-        self._socket.curve_publickey = connection.client_public_key.encode("ascii")
-        self._socket.curve_secretkey = connection.client_secret_key.encode("ascii")
         self._monitor = self._socket.get_monitor_socket(_REFUSED | _CLOSED | _UP)
         self._was_up = False
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._monitor, zmq.POLLIN)
+        if local_socket := _socket_of_this_machine(connection):
+            self._socket.connect(f"ipc://{local_socket}")
+        else:
+            self._connect_encrypted(connection)
+
+    def _connect_encrypted(self, connection: Connection) -> None:
+        self._socket.setsockopt(zmq.IPV6, int("[" in connection.endpoint))
+        self._socket.curve_serverkey = connection.server_public_key.encode("ascii")
+        self._socket.curve_publickey = connection.client_public_key.encode("ascii")
+        self._socket.curve_secretkey = connection.client_secret_key.encode("ascii")
         self._socket.connect(connection.endpoint)
 
     def send(self, message: Message, tensors: Mapping[str, WireTensor] | None = None) -> None:
@@ -93,3 +103,14 @@ class Link:
         self._monitor.close(0)
         self._socket.close()
         self._context.term()
+
+
+def _socket_of_this_machine(connection: Connection) -> str | None:
+    """The daemon's Unix socket if this process can reach it: a file of another container or of a daemon that is gone is not there."""
+    if connection.local_socket is None:
+        return None
+    try:
+        is_socket = stat.S_ISSOCK(Path(connection.local_socket).stat().st_mode)
+    except OSError:
+        return None
+    return connection.local_socket if is_socket else None

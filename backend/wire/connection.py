@@ -33,7 +33,8 @@ STATE_DIR_VARIABLE: Final = "TUTTI_STATE_DIR"
 
 
 _LARGEST_FILE_BYTES: Final = 64 * 1024
-_ENDPOINT: Final = re.compile(r"tcp://[^\s/]+:[0-9]{1,5}|ipc://.+")
+_ENDPOINT: Final = re.compile(r"tcp://[^\s/]+:[0-9]{1,5}")
+_SOCKET_PATH: Final = re.compile(r"/[^\0\n]{1,106}")
 _Z85_KEY: Final = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 _CLIENT_ID: Final = re.compile(r"[0-9a-f]{32}")
 
@@ -43,12 +44,15 @@ class Connection:
     """What a client needs to reach a daemon. Keys are Z85 text, as CURVE uses it."""
 
     endpoint: str
-    """``tcp://127.0.0.1:41234``"""
+    """``tcp://127.0.0.1:41234``; always encrypted."""
     server_public_key: str
     client_public_key: str
     client_secret_key: str = field(repr=False)
     pid: int | None = None
     """Process id of a local daemon; None in a file for another box."""
+    local_socket: str | None = None
+    """Path of a Unix socket of the same daemon in a private folder of this user. No bytes leave the machine there, so nothing is
+    encrypted; the kernel tells the daemon whose process it talks to."""
 
     def __post_init__(self) -> None:
         if not _ENDPOINT.fullmatch(self.endpoint):
@@ -58,6 +62,10 @@ class Connection:
                 raise ValueError(f"{name}: expected 40 characters of Z85")
         if self.pid is not None and (type(self.pid) is not int or self.pid < 1):
             raise ValueError("pid: expected a positive integer")
+        if self.local_socket is not None and not (
+            isinstance(self.local_socket, str) and _SOCKET_PATH.fullmatch(self.local_socket)
+        ):
+            raise ValueError("local_socket: expected an absolute path that a Unix socket can have")
 
 
 def state_dir() -> Path:

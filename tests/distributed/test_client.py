@@ -153,7 +153,7 @@ def relayed(daemon: Daemon) -> Iterator[tuple[Client, Relay]]:
     """A client whose connection can be cut."""
     connection = find_connection(daemon.state_dir)
     with relay_to(connection.endpoint) as relay:
-        through = replace(connection, endpoint=relay.endpoint)
+        through = replace(connection, endpoint=relay.endpoint, local_socket=None)
         with Client(through, client_id=CLIENT_ID, software="tests") as client:
             client.connect(timeout_s=10.0)
             yield client, relay

@@ -108,7 +108,7 @@ def test_the_same_attack_with_the_right_key_is_heard(daemon: Daemon) -> None:
 
 @pytest.mark.parametrize("wrong", ["client key", "server key"])
 def test_an_honest_client_with_a_wrong_key_is_told_within_two_seconds(daemon: Daemon, wrong: str) -> None:
-    connection, other = find_connection(daemon.state_dir), KeyPair.make()
+    connection, other = replace(find_connection(daemon.state_dir), local_socket=None), KeyPair.make()
     if wrong == "client key":
         connection = replace(connection, client_public_key=other.public, client_secret_key=other.secret)
     else:
@@ -122,7 +122,7 @@ def test_an_honest_client_with_a_wrong_key_is_told_within_two_seconds(daemon: Da
 def test_nobody_in_between_can_read_a_job(daemon: Daemon) -> None:
     connection = find_connection(daemon.state_dir)
     with eavesdropping(connection) as spy:
-        with client(replace(connection, endpoint=spy.endpoint)) as honest:
+        with client(replace(connection, endpoint=spy.endpoint, local_socket=None)) as honest:
             honest.connect()
             message, tensors = null_sample(canary=CANARY)
             answer = honest.sample(message, tensors, lambda _: None)
