@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 
 import zmq
 
@@ -27,6 +28,7 @@ from ..backend.wire.messages import (
     Preview,
     Progress,
     RankHello,
+    Repeat,
     Result,
     Sample,
 )  # fmt: skip
@@ -42,6 +44,7 @@ class NullRank:
         self.rank = int(os.environ["RANK"])
         self.step_s = float(os.environ.get(STEP_VARIABLE, "0"))
         self.prepared: Received | None = None
+        self.ran: Prepare | None = None
         context = zmq.Context()
         self.socket = context.socket(zmq.DEALER)
         self.socket.linger = 0
@@ -74,12 +77,21 @@ class NullRank:
             elif isinstance(message, Go) and self.prepared is not None:
                 self.go(self.prepared)
                 self.prepared = None
+            elif isinstance(message, Repeat) and self.ran is not None:
+                self.go(Received(message=self.next_turn(self.ran, message), tensors=received.tensors))
+
+    @staticmethod
+    def next_turn(ran: Prepare, repeat: Repeat) -> Prepare:
+        """The Prepare that the Repeat stands for."""
+        evaluate = None if ran.evaluate is None else replace(ran.evaluate, turn=repeat.turn)
+        return replace(ran, sequence=repeat.sequence, evaluate=evaluate)
 
     def go(self, received: Received) -> None:
         """Leave the job at once, after having answered it on rank 0."""
         prepare = received.message
         if not isinstance(prepare, Prepare):
             return
+        self.ran = prepare
         if self.rank == 0 and prepare.sample is not None:
             self.sample(prepare.sample, received.tensors)
         elif self.rank == 0 and prepare.evaluate is not None:

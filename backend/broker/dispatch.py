@@ -30,6 +30,7 @@ from ..wire.messages import (
     Preview,
     Progress,
     Refused,
+    Repeat,
     Result,
     Sample,
 )  # fmt: skip
@@ -39,7 +40,7 @@ from .admission import group_failed
 from .core import Core, why_cancelled
 from .endings import Endings
 from .events import GroupLost, GroupStarting, RankSent
-from .group import Rank, Turn
+from .group import Rank, ReadyFor, Turn
 from .jobs import Job
 
 log = logging.getLogger(__name__)
@@ -77,18 +78,24 @@ class Dispatch:
         core = self._core
         job.move(JobState.PREPARING)
         tensors, forget = self._tensors_of(job), core.next_forget_list()
+        specs = tuple(tensor.spec(name) for name, tensor in tensors.items())
+        ready_for, core.group.ready_for = core.group.ready_for, None
+        core.group.runs = ReadyFor.turn_of(job.request, specs)
+        if isinstance(job.request, Evaluate) and core.group.runs == ready_for and not forget:
+            self._repeat(job, job.request, tensors)
+            return
         message = Prepare(
             sequence=core.group.sequence + 1,
             path=job.model.path,
             fingerprint=job.model.fingerprint,
             plan=core.settings.plan,
-            specs=tuple(tensor.spec(name) for name, tensor in tensors.items()),
+            specs=specs,
             forget=forget,
             sample=job.request if isinstance(job.request, Sample) else None,
             evaluate=job.request if isinstance(job.request, Evaluate) else None,
         )
         try:
-            actions = self._prepares(message, tensors)
+            actions = self._to_ranks(message, tensors)
         except LocalProtocolError as error:
             # Nothing was spent on it: the ranks count the numbers, and hear about the trajectories with the next job.
             log.warning("a job does not fit into a Prepare: %s", error)
@@ -100,7 +107,17 @@ class Dispatch:
         for action in actions:
             core.emit(action)
 
-    def _prepares(self, message: Prepare, tensors: Tensors) -> list[SendRanks]:
+    def _repeat(self, job: Job, request: Evaluate, tensors: Tensors) -> None:
+        """The ranks are ready for exactly this turn since the last one: it begins at once."""
+        core = self._core
+        message = Repeat(sequence=core.group.sequence + 1, turn=request.turn)
+        core.group.sequence = message.sequence
+        core.turn = Turn(message.sequence, job, running=True)
+        job.move(JobState.RUNNING)
+        for action in self._to_ranks(message, tensors):
+            core.emit(action)
+
+    def _to_ranks(self, message: Prepare | Repeat, tensors: Tensors) -> list[SendRanks]:
         """Tensors go to rank 0 only: one copy crosses the socket, and the group's own transport is faster than this one."""
         first, *others = self._core.group.peers
         actions = [SendRanks(peers=(first,), message=message, frames=codec.encode(message, tensors))]
@@ -173,13 +190,14 @@ class Dispatch:
         elif isinstance(message, Result) and isinstance(job.request, Sample):
             self._core.complete(job, frames, now_s)
         elif isinstance(message, Evaluated) and isinstance(job.request, Evaluate) and message.turn == job.turn:
-            self._evaluated(job, frames, now_s)
+            self._evaluated(turn, job, frames, now_s)
         else:
             self._distrust(rank, message)
 
-    def _evaluated(self, job: Job, frames: Sequence[Frame], now_s: float) -> None:
+    def _evaluated(self, turn: Turn, job: Job, frames: Sequence[Frame], now_s: float) -> None:
         if job.cancelling:
             return  # it ended before rank 0 heard the Cancel; the trajectory ends with this turn all the same
+        turn.answered = True
         job.answer = frames
         job.move(JobState.WAITING)
         self._core.queue.hold_for(job.owner, job.job_id, now_s)
@@ -196,6 +214,8 @@ class Dispatch:
         if len(turn.done) < self._core.group.world_size:
             return
         self._core.turn = None
+        if turn.answered:
+            self._core.group.ready_for = self._core.group.runs
         if job.state is JobState.RUNNING:
             self._end_of_turn(job, turn.failure)
 

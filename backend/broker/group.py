@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..errors import TuttiError
-from ..wire.messages import Done, RankHello
+from ..wire.messages import Call, Done, Evaluate, ModelRef, RankHello, Sample
+from ..wire.tensors import TensorSpec
 from .jobs import Job
 
 Condition = Literal["starting", "ready", "restarting", "failed"]
@@ -37,8 +38,27 @@ class Turn:
     """Go was sent."""
     prepared: set[int] = field(default_factory=set)
     done: set[int] = field(default_factory=set)
+    answered: bool = False
+    """Rank 0 has answered the Evaluate."""
     failure: TuttiError | None = None
     """What rank 0 reported; told to the client when every rank has left the job."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyFor:
+    """What every rank has checked about a turn of a trajectory. An equal turn needs no second check."""
+
+    job_id: str
+    on: ModelRef
+    calls: tuple[Call, ...]
+    specs: tuple[TensorSpec, ...]
+
+    @classmethod
+    def turn_of(cls, request: Sample | Evaluate, specs: tuple[TensorSpec, ...]) -> ReadyFor | None:
+        """What the ranks check about this one; None for a Sample, which has only one turn."""
+        if isinstance(request, Sample):
+            return None
+        return cls(request.job_id, request.on, request.calls, specs)
 
 
 @dataclass(slots=True)
@@ -53,6 +73,10 @@ class Group:
     incarnation: str = ""
     sequence: int = 0
     restarts: int = 0
+    runs: ReadyFor | None = None
+    """Of the turn that was given last."""
+    ready_for: ReadyFor | None = None
+    """The same, once it has been answered and every rank has left it: an equal turn may be sent as a Repeat."""
     _token: str = ""
     _ranks: dict[int, Rank] = field(default_factory=dict)
     _by_peer: dict[bytes, Rank] = field(default_factory=dict)
@@ -113,5 +137,6 @@ class Group:
         rank.memory_bytes, rank.resident = done.memory_bytes, done.resident
 
     def _forget_ranks(self) -> None:
+        self.runs = self.ready_for = None
         self._ranks.clear()
         self._by_peer.clear()

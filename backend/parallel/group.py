@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 import torch
@@ -82,15 +82,25 @@ class WorkerGroup:
         if self.world_size > 1:
             self.transport.broadcast(tensor, src, self._any_mesh.world.process_group)
 
-    def exchange_control(self, vector: Tensor) -> Tensor:
-        """All ranks' control vectors, int64 ``[world_size, 16]`` on the CPU, row ``i`` from rank ``i``. Collective."""
+    def exchange_control(self, vector: Tensor) -> Callable[[], Tensor]:
+        """Begin to gather all ranks' control vectors. Collective.
+
+        What it returns waits for them: int64 ``[world_size, 16]`` on the CPU, row ``i`` from rank ``i``.
+        """
         if vector.shape != (CONTROL_WORDS,) or vector.dtype != torch.int64 or vector.device.type != "cpu":
             raise InternalError(
                 f"A control vector is int64[{CONTROL_WORDS}] on the CPU, not {vector.dtype}{list(vector.shape)}."
             )
         everyone = vector.new_empty(self.world_size, CONTROL_WORDS)
-        gather_bytes(everyone, vector.contiguous(), self.control)
-        return everyone
+        own = vector.contiguous()
+        work = gather_bytes(everyone, own, self.control, wait=False)
+
+        def wait() -> Tensor:
+            if work is not None:
+                work.wait()
+            return everyone
+
+        return wait
 
     def close(self) -> None:
         """Leave the group. Every rank waits for the others first: a rank that tears down early kills a collective of a slower one."""

@@ -58,11 +58,14 @@ def _as_bytes(tensor: Tensor) -> Tensor:
     return tensor.view(tensor.shape[0], math.prod(tensor.shape[1:])).view(torch.uint8)
 
 
-def gather_bytes(gathered: Tensor, own: Tensor, group: ProcessGroup) -> None:
-    """All-gather contiguous tensors of equal size into ``gathered`` ``[ranks, ...]``."""
+def gather_bytes(gathered: Tensor, own: Tensor, group: ProcessGroup, *, wait: bool = True) -> dist.Work | None:
+    """All-gather contiguous tensors of equal size into ``gathered`` ``[ranks, ...]``; without ``wait``, begin to."""
     # torch 2.13 gave the function this name and deprecated the old one.
     gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
-    gather(gathered.view(-1).view(torch.uint8), own.view(-1).view(torch.uint8), group=group)
+    work: dist.Work | None = gather(
+        gathered.view(-1).view(torch.uint8), own.view(-1).view(torch.uint8), group=group, async_op=not wait
+    )
+    return work
 
 
 class _Works:

@@ -398,6 +398,19 @@ class Go:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Repeat:
+    """B -> every R, instead of Prepare and Go: the Evaluate that every rank ran last, its next turn.
+
+    Only where nothing is left to check: the same trajectory, model, plan, calls and descriptions, and no other job in between. What
+    the group was ready for it is still ready for, so the turn begins at once. Tensors, to rank 0 only: those of the Evaluate.
+    """
+
+    sequence: int = field(metadata=_POSITIVE)
+    """The next of the numbers that Prepare counts."""
+    turn: int = field(metadata=_COUNT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Abort:
     """B -> every R, instead of Go: forget what was prepared. Not answered; the rank waits for the next Prepare."""
 
@@ -418,7 +431,7 @@ MESSAGES: dict[str, type[Any]] = {
     for cls in (
         Hello, Welcome, Ping, Pong, Describe, Described, StatusRequest, Status,
         Sample, Upload, Evaluate, Release, Cancel, Accepted, Progress, Preview, Result, Evaluated, Ended, Failed,
-        RankHello, Prepare, Prepared, Refused, Go, Abort, Done,
+        RankHello, Prepare, Prepared, Refused, Go, Repeat, Abort, Done,
     )
 }  # fmt: skip
 """Name on the wire -> class."""
@@ -426,5 +439,5 @@ MESSAGES: dict[str, type[Any]] = {
 Message = (
     Hello | Welcome | Ping | Pong | Describe | Described | StatusRequest | Status
     | Sample | Upload | Evaluate | Release | Cancel | Accepted | Progress | Preview | Result | Evaluated | Ended | Failed
-    | RankHello | Prepare | Prepared | Refused | Go | Abort | Done
+    | RankHello | Prepare | Prepared | Refused | Go | Repeat | Abort | Done
 )  # fmt: skip

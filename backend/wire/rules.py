@@ -22,6 +22,7 @@ from .messages import (
     Prepare,
     Preview,
     RankHello,
+    Repeat,
     Result,
     Sample,
     Upload,
@@ -92,8 +93,17 @@ def _branches(message: Sample) -> None:
 def _evaluate(message: Evaluate, parts: Parts) -> None:
     if not message.calls:
         raise SchemaError("no calls")
+    _calls(len(message.calls), parts)
+
+
+def _repeat(message: Repeat, parts: Parts) -> None:
+    if parts:  # the ranks other than the first are sent none
+        _calls(min(max(len(parts) // 2, 1), limits.BRANCHES), parts)
+
+
+def _calls(count: int, parts: Parts) -> None:
     known = []
-    for index in range(len(message.calls)):
+    for index in range(count):
         x, timestep = f"call.{index}.x", f"call.{index}.timestep"
         batch = _latent(parts, x, FLOATS)[0]
         if _need(parts, timestep, _F32) != (batch,):
@@ -184,6 +194,7 @@ _RULES: Final[dict[type, Callable[[Any, Parts], None]]] = {
     Preview: _preview,
     Result: _result,
     Prepare: _prepare,
+    Repeat: _repeat,
     Failed: _failed,
     RankHello: _rank_hello,
 }

@@ -14,7 +14,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from ..errors import ERRORS_BY_CODE, Draining, JobCancelled, TuttiError
+from ..errors import ERRORS_BY_CODE, Draining, InternalError, JobCancelled, TuttiError
 
 PROTOCOL: Final = 1
 WORDS: Final = 16
@@ -108,17 +108,21 @@ def _check_same_place(rows: Sequence[Sequence[int]]) -> None:
             raise OutOfStep(f"rank {rank} uses spare words of the control vector")
 
 
+Exchange = Callable[[Tensor], Callable[[], Tensor]]
+"""Begins the all-gather of this rank's vector; what it returns waits for everybody's, int64 ``[world_size, 16]``."""
+
+
 class CallGate:
     """The gate before every model call of one job: nobody passes before everybody stands there.
 
-    ``exchange`` is the collective; ``asks`` tells what this rank wants at this moment; ``wait_for_device`` returns when the previous
+    ``exchange`` begins the collective; ``asks`` tells what this rank wants at this moment; ``wait_for_device`` returns when the previous
     call has left the device, so that a rank is never more than one call ahead of what it computes and a cancel never waits for two.
     """
 
     def __init__(
         self,
         *,
-        exchange: Callable[[Tensor], Tensor],
+        exchange: Exchange,
         asks: Callable[[], Action],
         wait_for_device: Callable[[], None],
         sequence: int,
@@ -128,8 +132,17 @@ class CallGate:
         self._asks = asks
         self._wait_for_device = wait_for_device
         self._sequence = sequence
+        self._started: Callable[[], Tensor] | None = None
         self.call = call
         """Calls entered so far within the trajectory."""
+
+    def start(self) -> None:
+        """Begin the exchange of the next :meth:`enter` now, so that it travels beside something else. All ranks or none.
+
+        What this rank wants is asked now: a Cancel that comes later is seen before the call after.
+        """
+        row = Row(sequence=self._sequence, call=self.call, action=self._asks())
+        self._started = self._exchange(torch.tensor(row.words()))
 
     def enter(self) -> None:
         """Pass the gate before a model call, with all other ranks.
@@ -139,7 +152,9 @@ class CallGate:
             OutOfStep: the group cannot go on.
         """
         self._wait_for_device()
-        decision = self._decide(Row(sequence=self._sequence, call=self.call, action=self._asks()))
+        if self._started is None:
+            self.start()
+        decision = self._finish()
         if decision.action is Action.CANCEL:
             raise JobCancelled("Queue it again if it was a mistake: the job was cancelled.")
         if decision.action is Action.DRAIN:
@@ -155,7 +170,15 @@ class CallGate:
             OutOfStep: it happened on some ranks only, or elsewhere than on the others.
         """
         self._wait_for_device()
-        self._decide(Row(sequence=self._sequence, call=self.call, error=error.code))
+        if self._started is not None:  # the call was never entered; what the others sent for it is out of the way first
+            self._finish()
+        row = Row(sequence=self._sequence, call=self.call, error=error.code)
+        self._started = self._exchange(torch.tensor(row.words()))
+        self._finish()
 
-    def _decide(self, row: Row) -> Decision:
-        return decide(self._exchange(torch.tensor(row.words())).tolist())
+    def _finish(self) -> Decision:
+        """What all ranks do, from the exchange that was started."""
+        started, self._started = self._started, None
+        if started is None:
+            raise InternalError("The exchange before a call was not started.")
+        return decide(started().tolist())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Final
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from ..errors import Draining, JobCancelled, RemoteProtocolError, TuttiError
 from ..parallel.group import WorkerGroup
 from ..wire.codec import Received
-from ..wire.messages import Abort, Cancel, Go, Prepare, Sample
+from ..wire.messages import Abort, Cancel, Evaluate, Go, Prepare, Repeat, Sample
 from ..wire.tensors import WireTensor
 from .control import Action, CallGate, OutOfStep
 from .evaluate import Trajectories, keep_uploads, run_evaluate
@@ -43,6 +44,8 @@ class RankLoop:
         self._trajectories = Trajectories()
         self._sequence = 0
         self._waiting: PreparedJob | None = None
+        self._ran: PreparedJob | None = None
+        """The Evaluate that this rank ran last and answered, if no Prepare has come since."""
         self._cancelled = False
 
     def run(self) -> None:
@@ -64,6 +67,8 @@ class RankLoop:
             self._prepare(message, received.tensors)
         elif isinstance(message, Go):
             self._go(self._take_waiting(message.sequence))
+        elif isinstance(message, Repeat):
+            self._repeat(message, received.tensors)
         elif isinstance(message, Abort):
             self._waiting = None
         elif isinstance(message, Cancel):
@@ -78,10 +83,22 @@ class RankLoop:
             raise RemoteProtocolError(f"Go({sequence}) without a job that was prepared under this number")
         return waiting
 
+    def _begin(self, message: Prepare | Repeat) -> None:
+        """Count a turn."""
+        if message.sequence != self._sequence + 1 or self._waiting is not None:
+            what = f"{type(message).__name__}({message.sequence})"
+            raise RemoteProtocolError(f"{what} out of turn: the last one was {self._sequence}")
+        self._sequence, self._cancelled = message.sequence, False
+
+    def _repeat(self, repeat: Repeat, frames: dict[str, WireTensor]) -> None:
+        self._begin(repeat)
+        if self._ran is None:
+            raise RemoteProtocolError(f"Repeat({repeat.sequence}) without an Evaluate that ran last")
+        self._go(self._ran.next_turn(repeat, frames), ready_since_last_turn=True)
+
     def _prepare(self, prepare: Prepare, frames: dict[str, WireTensor]) -> None:
-        if prepare.sequence != self._sequence + 1 or self._waiting is not None:
-            raise RemoteProtocolError(f"Prepare({prepare.sequence}) out of turn: the last one was {self._sequence}")
-        self._sequence, self._cancelled = prepare.sequence, False
+        self._begin(prepare)
+        self._ran = None
         self._trajectories.forget(prepare.forget)
         report = self._job_report(job_of(prepare).job_id)
         refusal: TuttiError | None = None
@@ -103,13 +120,14 @@ class RankLoop:
             free_memory(self._group.device)
             self._report.refused(prepare.sequence, refusal)
 
-    def _go(self, prepared: PreparedJob) -> None:
+    def _go(self, prepared: PreparedJob, *, ready_since_last_turn: bool = False) -> None:
         """Run a job together with the other ranks, and leave it together with them."""
         report, gate = self._job_report(prepared.job.job_id), self._gate(prepared)
+        self._ran = None
         left: TuttiError | None = None
         failure: TuttiError | None = None
         try:
-            self._execute(prepared, gate, report)
+            self._execute(prepared, gate, report, early=ready_since_last_turn)
         except (JobCancelled, Draining) as decided:
             left = as_tutti_error(decided, self._group.device)
         except OutOfStep:
@@ -122,6 +140,8 @@ class RankLoop:
             free_memory(self._group.device)
         if ended_by := left or failure:
             report.failed(ended_by)
+        elif isinstance(prepared.job, Evaluate):
+            self._ran = replace(prepared, frames={})  # the frames' memory goes back to the socket
         self._wait_for_device()
         memory_bytes = used_bytes(self._group.device)
         self._report.done(prepared.sequence, memory_bytes=memory_bytes, resident=self._models.names)
@@ -133,7 +153,10 @@ class RankLoop:
         return named
 
     @torch.no_grad()
-    def _execute(self, prepared: PreparedJob, gate: CallGate, report: JobReport) -> None:
+    def _execute(self, prepared: PreparedJob, gate: CallGate, report: JobReport, *, early: bool) -> None:
+        if early:  # the first exchange travels while the tensors do
+            gate.call = self._trajectories.open(prepared.job.job_id).calls
+            gate.start()
         tensors = share(self._group, prepared.specs, prepared.frames)
         prepared.model.bind(self._group.mesh(prepared.plan))
         if isinstance(prepared.job, Sample):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import RemoteProtocolError, WrongFamily
 from ..models.registry import ResidentModel
 from ..parallel.plan import Plan, choose_plan
-from ..wire.messages import Evaluate, ModelRef, Prepare, Sample
+from ..wire.messages import Evaluate, ModelRef, Prepare, Repeat, Sample
 from ..wire.tensors import TensorSpec, WireTensor
 from .evaluate import Trajectories
 from .inputs import evaluate_calls, sample_calls
@@ -27,6 +27,18 @@ class PreparedJob:
     """The tensors' bytes: on rank 0 only."""
     model: ResidentModel
     plan: Plan
+
+    def next_turn(self, message: Repeat, frames: Mapping[str, WireTensor]) -> PreparedJob:
+        """The same Evaluate with other bytes (``frames``, on rank 0 only).
+
+        Raises:
+            RemoteProtocolError: it is not the same.
+        """
+        if not isinstance(self.job, Evaluate) or message.turn != self.job.turn + 1:
+            raise RemoteProtocolError(f"Repeat(turn {message.turn}) of something else")
+        if frames and {tensor.spec(name) for name, tensor in frames.items()} != set(self.specs):
+            raise RemoteProtocolError("a Repeat came with other tensors than the turn before it")
+        return replace(self, sequence=message.sequence, job=replace(self.job, turn=message.turn), frames=frames)
 
 
 def job_of(prepare: Prepare) -> Sample | Evaluate:
