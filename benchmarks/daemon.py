@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -22,8 +23,11 @@ STOP_S: Final = 30.0
 
 
 @contextlib.contextmanager
-def daemon(models: Path, *, ranks: int, arguments: Sequence[str] = ()) -> Iterator[Client]:
-    """``tutti serve`` with ``ranks`` CPU ranks over the models folder ``models``, ready to work; stopped at the end."""
+def daemon(models: Path, *, ranks: int, arguments: Sequence[str] = (), over_tcp: bool = False) -> Iterator[Client]:
+    """``tutti serve`` with ``ranks`` CPU ranks over the models folder ``models``, ready to work; stopped at the end.
+
+    ``over_tcp``: talk to it as another machine would, encrypted, though it is this one.
+    """
     with tempfile.TemporaryDirectory(prefix="tutti-bench-") as folder:
         state = Path(folder)
         command = [sys.executable, "-m", "tutti.backend", "serve", "--device", "cpu", "--ranks", str(ranks)]
@@ -31,6 +35,8 @@ def daemon(models: Path, *, ranks: int, arguments: Sequence[str] = ()) -> Iterat
         process = start_daemon(command, state)
         try:
             connection = wait_for_connection(process, state, START_S)
+            if over_tcp:
+                connection = replace(connection, local_socket=None)
             with Client(connection, client_id=secrets.token_hex(16), software="tutti benchmarks") as client:
                 client.connect()
                 _wait_until_ready(client)

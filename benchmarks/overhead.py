@@ -1,7 +1,8 @@
 """What does the way through client, broker and ranks cost, with nothing computed at its end?
 
-FLUX.1's payload at 1024 x 1024 over CURVE, through the real broker to 2 ranks on the CPU: the ranks' whole loop with a network that
-answers zeros, and, for the share of the broker, ranks that only speak the protocol.
+FLUX.1's payload at 1024 x 1024, through the real broker to 2 ranks on the CPU: the ranks' whole loop with a network that answers zeros,
+and, for the share of the broker, ranks that only speak the protocol. As a ComfyUI on the same machine pays it (Unix socket), and as one
+on another machine does (TCP and CURVE; over the loopback, so without the network's own time).
 
     python -m tutti.benchmarks.overhead [--json FILE] [--check] [--jobs N]
 """
@@ -51,11 +52,14 @@ class Setting:
 
     name: str
     rank_module: str
+    over_tcp: bool = False
 
 
 SETTINGS: Final = (
     Setting("2 ranks, null network", "tutti.backend.worker.null_rank"),
     Setting("broker alone", "tutti.benchmarks.null_rank"),
+    Setting("2 ranks, null network, CURVE", "tutti.backend.worker.null_rank", over_tcp=True),
+    Setting("broker alone, CURVE", "tutti.benchmarks.null_rank", over_tcp=True),
 )
 
 
@@ -149,7 +153,8 @@ def peak_bytes(process: psutil.Process) -> int:
 def measure(setting: Setting, models: Path, jobs: int) -> list[Figure]:
     """Every figure of one setting, in both dtypes."""
     figures: list[Figure] = []
-    with daemon(models, ranks=RANKS, arguments=["--rank-module", setting.rank_module]) as client:
+    arguments = ["--rank-module", setting.rank_module]
+    with daemon(models, ranks=RANKS, arguments=arguments, over_tcp=setting.over_tcp) as client:
         broker = broker_of(client)
         for dtype, label in PAYLOADS:
             case = f"{setting.name}, {label}"

@@ -87,6 +87,11 @@ class Client:
         self._last_ping_s = 0.0
         self._keepalive = Keepalive(self._lock, self._ping, PING_S)
 
+    @property
+    def leg(self) -> str:
+        """How the daemon is reached: ``ipc`` (a Unix socket of this machine) or ``tcp``."""
+        return self._link.leg
+
     # --- connection -----------------------------------------------------------------------------------------------------------
 
     def connect(self, timeout_s: float = 5.0, idle: Idle = _ignore) -> Welcome:

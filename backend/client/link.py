@@ -8,7 +8,7 @@ import stat
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
@@ -42,10 +42,13 @@ class Link:
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._monitor, zmq.POLLIN)
-        if local_socket := _socket_of_this_machine(connection):
-            self._socket.connect(f"ipc://{local_socket}")
-        else:
+        local_socket = _socket_of_this_machine(connection)
+        self.leg: Literal["ipc", "tcp"] = "tcp" if local_socket is None else "ipc"
+        """``ipc``: a Unix socket of this machine, not encrypted; ``tcp``: CURVE."""
+        if local_socket is None:
             self._connect_encrypted(connection)
+        else:
+            self._socket.connect(f"ipc://{local_socket}")
 
     def _connect_encrypted(self, connection: Connection) -> None:
         self._socket.setsockopt(zmq.IPV6, int("[" in connection.endpoint))

@@ -34,7 +34,7 @@ STATE_DIR_VARIABLE: Final = "TUTTI_STATE_DIR"
 
 _LARGEST_FILE_BYTES: Final = 64 * 1024
 _ENDPOINT: Final = re.compile(r"tcp://[^\s/]+:[0-9]{1,5}")
-_SOCKET_PATH: Final = re.compile(r"/[^\0\n]{1,106}")
+_SOCKET_PATH: Final = re.compile(r"/[^\0\n]{1,105}")
 _Z85_KEY: Final = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 _CLIENT_ID: Final = re.compile(r"[0-9a-f]{32}")
 

@@ -38,7 +38,7 @@ def broadcasts(rank: Rank) -> None:
 
 
 def control(rank: Rank) -> None:
-    rank.tensors["control"] = rank.group.exchange_control(torch.arange(CONTROL_WORDS) + 1000 * rank.rank)
+    rank.tensors["control"] = rank.group.exchange_control(torch.arange(CONTROL_WORDS) + 1000 * rank.rank)()
     refused = []
     for wrong in (
         torch.zeros(15, dtype=torch.int64),

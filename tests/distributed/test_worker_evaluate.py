@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from tutti.backend.wire.digest import content_digest
-from tutti.backend.wire.messages import Call, Evaluate, Evaluated, ModelRef, Result
+from tutti.backend.wire.messages import Call, Evaluate, Evaluated, Failed, ModelRef, Result
 from tutti.backend.worker.tensors import to_wire
 
 from tests.support.checkpoints import write_tiny_flux
@@ -58,6 +58,10 @@ class Loop:
         self.turn = 0
         self.sent: set[str] = set()
 
+    def message(self, calls: list[Call], turn: int) -> Evaluate:
+        """The Evaluate of one turn."""
+        return Evaluate(job_id=self.job_id, node_id="3", turn=turn, on=self.on, calls=tuple(calls))
+
     def evaluate(
         self, calls: list[tuple[Tensor, float, Mapping[str, Tensor]]], *, forget: tuple[str, ...] = ()
     ) -> Turn:
@@ -71,7 +75,7 @@ class Loop:
             if digest not in self.sent:
                 self.sent.add(digest)
                 tensors |= {f"upload.{digest}.{name}": tensor for name, tensor in named.items()}
-        message = Evaluate(job_id=self.job_id, node_id="3", turn=self.turn, on=self.on, calls=tuple(wanted))
+        message = self.message(wanted, self.turn)
         self.turn += 1
         return self.group.run(message, tensors, self.checkpoint, forget=forget)
 
@@ -149,6 +153,34 @@ def test_the_answer_has_the_dtype_of_the_question(
     named = {name: tensor.to(torch_dtype) for name, tensor in conditioning(5).items()}
     turn = Loop(group, checkpoint, dtype=dtype).evaluate([(x_of(1).to(torch_dtype), 0.5, named)])
     assert turn.tensors["call.0.out"].dtype == torch_dtype
+
+
+def test_a_repeated_turn_computes_what_a_prepared_one_does(group: RankGroup, checkpoint: Path) -> None:
+    loop, named = Loop(group, checkpoint), conditioning(11)
+    for seed in range(2):  # the second turn is the one without conditioning: all later ones are its like
+        loop.evaluate([(x_of(seed), 0.5, named)])
+    for seed in range(2, 4):
+        inputs = {"call.0.x": x_of(seed), "call.0.timestep": torch.full((1,), 0.5)}
+        repeated = group.wait_done(group.repeat(loop.message([], loop.turn), inputs))
+        loop.turn += 1
+        prepared = Loop(group, checkpoint).evaluate([(x_of(seed), 0.5, named)])
+        assert torch.equal(repeated.tensors["call.0.out"], prepared.tensors["call.0.out"])
+        assert not torch.equal(repeated.tensors["call.0.out"], x_of(seed))
+        loop.evaluate([(x_of(seed), 0.5, named)])  # the other trajectory came between: this one is prepared again
+
+
+def test_a_cancel_that_comes_with_a_repeat_keeps_every_rank_out_of_a_later_call(
+    group: RankGroup, checkpoint: Path
+) -> None:
+    loop, named = Loop(group, checkpoint), conditioning(12)
+    for seed in range(2):
+        loop.evaluate([(x_of(seed), 0.5, named)])
+    turn = group.repeat(loop.message([], loop.turn), {"call.0.x": x_of(2), "call.0.timestep": torch.full((1,), 0.5)})
+    group.cancel(turn)
+    group.wait_done(turn)  # the only call of the turn, or none: both ranks did the same
+    left = isinstance(turn.answer, Failed) and turn.answer.code == "cancelled"
+    assert left or isinstance(turn.answer, Evaluated)
+    assert isinstance(Loop(group, checkpoint).evaluate([(x_of(1), 0.5, named)]).answer, Evaluated)
 
 
 def test_a_forgotten_trajectory_is_gone_on_every_rank(group: RankGroup, checkpoint: Path) -> None:

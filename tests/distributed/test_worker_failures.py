@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 from tutti.backend.wire.codec import encode
-from tutti.backend.wire.messages import Failed, Ping, Prepare, Result
+from tutti.backend.wire.messages import Failed, Ping, Prepare, Repeat, Result
 from tutti.backend.worker.failure import EXIT_GROUP_BROKEN, EXIT_OUT_OF_MEMORY
 from tutti.backend.worker.loop import AGREEMENT_S
 from tutti.backend.worker.tensors import to_wire
@@ -226,3 +226,13 @@ def test_ranks_at_work_leave_the_job_together_when_told_to_stop(mortal: RankGrou
     assert isinstance(turn.answer, Failed)
     assert turn.answer.code == "draining"
     assert [process.wait(20) for process in mortal.processes] == [0, 0]
+
+
+def test_a_repeat_of_nothing_ends_the_group_without_a_hang(mortal: RankGroup, checkpoint: Path) -> None:
+    tensors = sample_tensors()
+    mortal.run(sample_of(tensors), tensors, checkpoint)
+    repeat = Repeat(sequence=2, turn=1)
+    for rank in range(mortal.world_size):
+        mortal.send(rank, encode(repeat))
+    assert [process.wait(20) for process in mortal.processes] == [EXIT_GROUP_BROKEN] * 2
+    assert "without an Evaluate that ran last" in mortal.logs()

@@ -59,7 +59,7 @@ def provoke(daemon: Daemon) -> list[str]:
             client.describe("diffusion_models/none.safetensors")
         texts.append(described.value.message)
         client.sample(*null_sample(), lambda _: None)
-    wrong = replace(connection, client_public_key=stranger.public, client_secret_key=stranger.secret)
+    wrong = replace(connection, client_public_key=stranger.public, client_secret_key=stranger.secret, local_socket=None)
     with Client(wrong, client_id="ab" * 16, software="test") as client, pytest.raises(AuthFailed) as refused:
         client.connect()
     return [*texts, refused.value.message]

@@ -39,6 +39,7 @@ from tutti.backend.wire.messages import (
     Progress,
     RankHello,
     Refused,
+    Repeat,
     Result,
     Sample,
 )  # fmt: skip
@@ -112,6 +113,15 @@ class RankGroup:
         )
         for rank in range(self.world_size):
             self.send(rank, encode(prepare, frames if rank == 0 else None))
+        return Turn(self._sequence, job.job_id)
+
+    def repeat(self, job: Evaluate, tensors: Mapping[str, Tensor]) -> Turn:
+        """Send Repeat to every rank, for a turn like the last one; the tensors go to rank 0 only."""
+        self._sequence += 1
+        frames = {name: to_wire(tensor) for name, tensor in tensors.items()}
+        message = Repeat(sequence=self._sequence, turn=job.turn)
+        for rank in range(self.world_size):
+            self.send(rank, encode(message, frames if rank == 0 else None))
         return Turn(self._sequence, job.job_id)
 
     def wait_prepared(self, turn: Turn) -> None:

@@ -173,12 +173,14 @@ EXAMPLES: dict[str, Example] = {
     "Prepared": Example(m.Prepared(sequence=7)),
     "Refused": Example(m.Refused(sequence=7, code="out_of_memory", message="Free 3 GB.")),
     "Go": Example(m.Go(sequence=7)),
+    "Repeat": Example(m.Repeat(sequence=8, turn=4), EVALUATE_TENSORS),
     "Abort": Example(m.Abort(sequence=7)),
     "Done": Example(m.Done(sequence=7, memory_bytes=1 << 33, resident=("flux",))),
     # Second forms of messages that have two.
     "Failed with a job": Example(m.Failed(code="cancelled", message="The job was cancelled.", job_id=JOB)),
     "Failed with neither": Example(m.Failed(code="remote_protocol", message="Not a message.")),
     "Prepare for another rank": Example(_prepare(SAMPLE_TENSORS, sample=SAMPLE)),
+    "Repeat for another rank": Example(m.Repeat(sequence=8, turn=4)),
     "Sample with the least": Example(
         m.Sample(
             job_id=JOB,

@@ -23,6 +23,7 @@ from tutti.backend.wire.messages import (
     Prepare,
     Prepared,
     Refused,
+    Repeat,
     Result,
 )
 
@@ -50,7 +51,7 @@ class BrokerModel(RuleBasedStateMachine):
         self.last_state: dict[tuple[str, int], JobState] = {}
         self.tries: dict[tuple[str, int, int, str], bool] = {}
         self.served: dict[object, int] = {}
-        self.turns = self.turns_after_restart = self.forgotten = self.unfit = 0
+        self.turns = self.turns_after_restart = self.forgotten = self.unfit = self.repeats = 0
         self.seen = 0
         self.waiting_before: dict[object, set[str]] = {}
 
@@ -181,6 +182,7 @@ class BrokerModel(RuleBasedStateMachine):
         elif fails == 0:
             self.rig.failed(number, "out_of_memory")
         elif prepare.evaluate is not None:
+            self.ranks.answered_well = True
             self.rig.evaluated(number, prepare.evaluate.turn)
         else:
             self.rig.result(number)
@@ -260,10 +262,11 @@ class BrokerModel(RuleBasedStateMachine):
                         (name, last) for (name, _), last in self.last_state.items()
                     }
             case SendRanks(message=message):
-                new = isinstance(message, Prepare) and self.ranks.sequence != message.sequence
+                new = isinstance(message, Prepare | Repeat) and self.ranks.sequence != message.sequence
+                self.repeats += new and isinstance(message, Repeat)
                 self.ranks.hear(action)
                 if new:
-                    self.forgotten += len(message.forget)
+                    self.forgotten += len(message.forget) if isinstance(message, Prepare) else 0
                     self.check_fairness()
                     self.check_retries()
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from tutti.backend.broker.actions import SendRanks
 from tutti.backend.wire import codec
-from tutti.backend.wire.messages import Abort, Cancel, Go, Prepare
+from tutti.backend.wire.messages import Abort, Cancel, Go, Prepare, Repeat
 
 
 class Ranks:
@@ -18,9 +19,11 @@ class Ranks:
         self.running = False
         self.prepared: set[int] = set()
         self.done: set[int] = set()
-        self.answered = False
+        self.answered = self.answered_well = False
         self.sequence = 0
         self.cancelled = False
+        self.ran: Prepare | None = None
+        """The Evaluate that every rank ended well, if nothing came since."""
         self.known: set[str] = set()
         """Uploads that rank 0 has."""
 
@@ -30,17 +33,10 @@ class Ranks:
             case Prepare() as message if self.prepare is not message:
                 if self.prepare is not None and message.sequence == self.prepare.sequence:
                     return  # the other ranks' copy
-                assert self.prepare is None, "a turn was prepared while another one was in flight"
-                assert message.sequence == self.sequence + 1
-                self.prepare, self.sequence = message, message.sequence
-                self.running, self.prepared, self.done, self.answered, self.cancelled = (
-                    False,
-                    set(),
-                    set(),
-                    False,
-                    False,
-                )
+                self._begin(message, running=False)
                 self._check_uploads(message, action)
+            case Repeat() as message if message.sequence != self.sequence:
+                self._begin(self._next_turn(message, action), running=True)
             case Go() as message:
                 assert self.prepare is not None
                 assert message.sequence == self.sequence
@@ -59,6 +55,24 @@ class Ranks:
                 assert message.job_id == self.job_id
                 assert not self.cancelled, "Cancel was said twice"
                 self.cancelled = True
+
+    def _begin(self, prepare: Prepare, *, running: bool) -> None:
+        assert self.prepare is None, "a turn was given while another one was in flight"
+        assert prepare.sequence == self.sequence + 1
+        self.prepare, self.sequence, self.running, self.ran = prepare, prepare.sequence, running, None
+        self.prepared, self.done, self.answered, self.cancelled = set(), set(), False, False
+        self.answered_well = False
+
+    def _next_turn(self, message: Repeat, action: SendRanks) -> Prepare:
+        """The Prepare that it stands for, as a rank works it out."""
+        assert self.ran is not None, "a Repeat of nothing"
+        assert self.ran.evaluate is not None
+        assert message.turn == self.ran.evaluate.turn + 1
+        received = codec.decode(action.frames)
+        assert {tensor.spec(name) for name, tensor in received.tensors.items()} == set(self.ran.specs)
+        assert f"{self.ran.evaluate.job_id}.{self.ran.evaluate.calls[0].conditioning}" in self.known
+        self.pending = set()
+        return replace(self.ran, sequence=message.sequence, evaluate=replace(self.ran.evaluate, turn=message.turn))
 
     def _check_uploads(self, message: Prepare, action: SendRanks) -> None:
         for job_id in message.forget:
@@ -87,4 +101,5 @@ class Ranks:
         """Every rank is done."""
         if self.prepare is not None and self.prepare.evaluate is not None:
             self.known |= self.pending
+            self.ran = self.prepare if self.answered_well else None
         self.prepare, self.running = None, False

@@ -78,5 +78,6 @@ def test_a_long_busy_life_breaks_no_promise(seed: int) -> None:
     assert model.turns > WALK / 20, "a walk that gives no turns proves nothing"
     assert model.turns_after_restart > 0
     assert model.forgotten > 0
+    assert model.repeats > 0
     assert model.unfit > 0
     assert min(states[state] for state in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)) > 0

@@ -21,8 +21,9 @@ LOCAL = Connection(
     client_public_key="Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID",
     client_secret_key="D:)Q[IlAW!ahhC2ac:9*A}h:p?([4%wOTJ%JR%cs",
     pid=4711,
+    local_socket="/run/user/1000/tutti/clients",
 )
-REMOTE = replace(LOCAL, endpoint="tcp://192.0.2.7:5555", pid=None)
+REMOTE = replace(LOCAL, endpoint="tcp://192.0.2.7:5555", pid=None, local_socket=None)
 
 posix = pytest.mark.skipif(os.name != "posix", reason="file modes: not Windows")
 
@@ -177,6 +178,12 @@ DAMAGED = {
     "an endpoint without a port": fields(endpoint="tcp://127.0.0.1"),
     "an endpoint with a wild card": fields(endpoint="tcp://127.0.0.1:*"),
     "an endpoint in this process": fields(endpoint="inproc://x"),
+    "an endpoint that is not encrypted": fields(endpoint="ipc:///run/user/1000/tutti/clients"),
+    "a local socket that is a number": fields(local_socket=5),
+    "a local socket without a folder": fields(local_socket="clients"),
+    "a local socket in the abstract space": fields(local_socket="\0clients"),
+    "a local socket with a line break": fields(local_socket="/run/clients\n"),
+    "a local socket with a longer path than one can have": fields(local_socket="/" + "x" * 107),
     "an endpoint with a line break": fields(endpoint="tcp://127.0.0.1:41234\n"),
     "a key that is too short": fields(server_public_key="x" * 39),
     "a key that is too long": fields(client_public_key="x" * 41),

@@ -98,9 +98,9 @@ class Peers:
         self.theirs = list(theirs)
         self.mine: list[list[int]] = []
 
-    def exchange(self, vector: Tensor) -> Tensor:
+    def exchange(self, vector: Tensor) -> Callable[[], Tensor]:
         self.mine.append(vector.tolist())
-        return torch.stack([vector, torch.tensor(self.theirs.pop(0).words())])
+        return lambda: torch.stack([vector, torch.tensor(self.theirs.pop(0).words())])
 
 
 def gate(peers: Peers, asks: Callable[[], Action] = lambda: Action.CONTINUE, log: list[str] | None = None) -> CallGate:
@@ -145,6 +145,39 @@ def test_a_failure_of_all_ranks_is_agreed_on_after_the_device_has_finished() -> 
 def test_a_failure_of_this_rank_alone_ends_the_group(theirs: Row) -> None:
     with pytest.raises(OutOfStep):
         gate(Peers(theirs)).agree_on(OutOfMemory("x"))
+
+
+def test_an_exchange_that_was_started_early_is_the_one_of_the_next_call() -> None:
+    peers, asked = Peers(row(call=0), row(call=1)), iter([Action.CONTINUE, Action.CANCEL])
+    early = gate(peers, asks=lambda: next(asked))
+    early.start()
+    early.enter()
+    assert (early.call, len(peers.mine)) == (1, 1)
+    with pytest.raises(JobCancelled):
+        early.enter()
+
+
+def test_a_cancel_heard_by_an_early_exchange_keeps_everybody_out_of_the_call() -> None:
+    early = gate(Peers(row(Action.CANCEL, call=0)))
+    early.start()
+    with pytest.raises(JobCancelled):
+        early.enter()
+    assert early.call == 0
+
+
+def test_a_failure_before_the_call_is_agreed_on_after_what_was_exchanged_early() -> None:
+    peers = Peers(row(call=0), row(error="out_of_memory", call=0))
+    early = gate(peers)
+    early.start()
+    early.agree_on(OutOfMemory("x"))
+    assert [words[4] > 0 for words in peers.mine] == [False, True]
+
+
+def test_a_failure_that_the_others_do_not_share_ends_the_group_after_an_early_exchange_too() -> None:
+    early = gate(Peers(row(call=0), row(call=1)))
+    early.start()
+    with pytest.raises(OutOfStep):
+        early.agree_on(OutOfMemory("x"))
 
 
 def test_every_error_of_ours_has_a_word() -> None:

@@ -44,7 +44,10 @@ def network(adapter: NullAdapter, dtype: torch.dtype = torch.float32) -> GatedNe
 def open_gate() -> CallGate:
     """The gate of a group of one."""
     return CallGate(
-        exchange=lambda vector: vector[None], asks=lambda: Action.CONTINUE, wait_for_device=lambda: None, sequence=1
+        exchange=lambda vector: lambda: vector[None],
+        asks=lambda: Action.CONTINUE,
+        wait_for_device=lambda: None,
+        sequence=1,
     )
 
 

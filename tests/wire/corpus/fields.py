@@ -43,6 +43,8 @@ WHOLE_NUMBERS = (
     setting("Progress", "body.step", -1, "Progress.step: -1 is not within"),
     setting("Accepted", "body.ahead", -1, "Accepted.ahead: -1 is not within"),
     setting("Go", "body.sequence", 0, "Go.sequence: 0 is not within 1 to"),
+    setting("Repeat", "body.sequence", 0, "Repeat.sequence: 0 is not within 1 to"),
+    setting("Repeat", "body.turn", -1, "Repeat.turn: -1 is not within 0 to"),
     setting("Done", "body.memory_bytes", -1, "Done.memory_bytes: -1 is not within"),
     setting("RankHello", "body.world_size", 0, "RankHello.world_size: 0 is not within 1 to"),
     setting("RankHello", "body.pid", 0, "RankHello.pid: 0 is not within 1 to"),
