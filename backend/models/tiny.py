@@ -52,7 +52,7 @@ def write_tiny_flux(
     )
     tensors = random_weights(geometry, seed)
     if format == "bfl":
-        tensors = _to_bfl(tensors, hidden, norm_leaf)
+        tensors = to_bfl(tensors, hidden, norm_leaf)
     save_file({f"{prefix}{name}": tensor.to(dtype).contiguous() for name, tensor in tensors.items()}, path)
     return geometry
 
@@ -73,8 +73,8 @@ def _random(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
     return noise * (BIAS_SCALE if len(shape) == 1 else 1 / math.sqrt(shape[1]))
 
 
-def _to_bfl(tensors: dict[str, Tensor], hidden: int, norm_leaf: str) -> dict[str, Tensor]:
-    """Fuse and rename: :func:`bfl_source` read backwards."""
+def to_bfl(tensors: dict[str, Tensor], hidden: int, norm_leaf: str = "scale") -> dict[str, Tensor]:
+    """Parameters by their diffusers names -> by BFL's, fused: :func:`bfl_source` read backwards."""
     parts: dict[str, list[tuple[int, Tensor]]] = {}
     for name, tensor in tensors.items():
         source = bfl_source(name, hidden)

@@ -1,0 +1,52 @@
+"""Where the shipped files are, and whether they are whole.
+
+    models/diffusion_models/tutti_demo_flux.safetensors   the transformer, BFL names, bf16
+    models/vae/tutti_demo_vae.safetensors                 the autoencoder, TAESD's layout
+    digests.json                                          BLAKE2b of both, written by the recipe
+
+The folder ``models`` looks like one of ComfyUI's: the daemon looks for models in it after all others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Final
+
+from ..errors import BadCheckpoint
+
+FOLDER: Final = Path(__file__).parent
+MODELS_FOLDER: Final = FOLDER / "models"
+TRANSFORMER: Final = "diffusion_models/tutti_demo_flux.safetensors"
+"""Name of the transformer, as models are named on the wire."""
+AUTOENCODER: Final = "vae/tutti_demo_vae.safetensors"
+DIGESTS: Final = "digests.json"
+_DIGEST_BYTES: Final = 16
+_PIECE_BYTES: Final = 1024**2
+
+
+def shipped_file(name: str, folder: Path = FOLDER) -> Path:
+    """The path of a shipped model (:data:`TRANSFORMER`, :data:`AUTOENCODER`), after its bytes were checked.
+
+    Raises:
+        BadCheckpoint: it is missing, or not what was shipped.
+    """
+    path = folder / "models" / name
+    try:
+        expected = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))[name]
+        found = digest_of(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise BadCheckpoint(f"Install Tutti again: {path.name}, a file of its demo model, is missing.") from error
+    if found != expected:
+        raise BadCheckpoint(f"Install Tutti again: {path.name}, a file of its demo model, is damaged.")
+    return path
+
+
+def digest_of(path: Path) -> str:
+    """BLAKE2b of a file, 32 hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()

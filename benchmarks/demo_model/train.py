@@ -1,0 +1,139 @@
+"""Train the demo model again, from nothing to the shipped files. Stopped, it goes on where it was.
+
+python -m tutti.benchmarks.demo_model.train [--work DIR] [--out DIR] [--short] [--threads N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import platform
+import random
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from ...backend.assets import files
+from ...backend.demo.terminal import Terminal
+from ...backend.setup.folders import data_folder
+from .autoencoder import psnr_db, to_input, train_autoencoder
+from .export import write_assets
+from .flow import new_transformer, train_flow
+from .latents import Latents, make_latents
+from .scenes import draw, random_scene
+
+Curves = dict[str, list[tuple[int, float]]]
+
+UNSEEN: Final = 64
+"""Scenes on which the autoencoder is judged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Every number of a training."""
+
+    autoencoder_steps: int = 2400
+    autoencoder_batch: int = 8
+    scenes: int = 24_000
+    """Of 128 x 128."""
+    larger: tuple[tuple[int, int, int], ...] = ((192, 128, 900), (128, 192, 900), (192, 192, 900), (256, 256, 700))
+    """(width, height, scenes)"""
+    tokens: int = 4096
+    """Image tokens in a batch."""
+    small_steps: int = 2400
+    larger_steps: int = 260
+    guidance_steps: int = 200
+    compiled: bool = True
+
+
+SHORT: Final = Recipe(
+    autoencoder_steps=6, scenes=32, larger=((192, 128, 8),), tokens=512, small_steps=4, larger_steps=2, guidance_steps=2, compiled=False
+)  # fmt: skip
+"""Seconds: shows that the recipe runs, trains nothing."""
+
+
+def run(recipe: Recipe, work: Path, out: Path) -> dict[str, float]:
+    """Train everything that is not trained yet in ``work``, and write the files to ``out``; returns what was measured."""
+    terminal, began_s = Terminal(), time.monotonic()
+    work.mkdir(parents=True, exist_ok=True)
+    curves: Curves = {}
+    autoencoder, curves["autoencoder"] = train_autoencoder(
+        work, steps=recipe.autoencoder_steps, batch=recipe.autoencoder_batch
+    )
+    autoencoder.requires_grad_(False)
+    measured = {"autoencoder PSNR on unseen scenes, dB": round(psnr_db(autoencoder, _unseen()), 2)}
+    terminal.line(f"  autoencoder: {measured['autoencoder PSNR on unseen scenes, dB']} dB on {UNSEEN} unseen scenes")
+    transformer = _train_transformer(recipe, autoencoder, work, curves)
+    write_assets(transformer, autoencoder, out)
+    _write_record(recipe, curves, measured, out)
+    terminal.line(f"  Done after {time.monotonic() - began_s:.0f} s in this run. The files: {out}")
+    return measured
+
+
+def _train_transformer(recipe: Recipe, autoencoder: Any, work: Path, curves: Curves) -> Any:
+    small = make_latents(autoencoder, work, width=128, height=128, count=recipe.scenes)
+    network, curves["flow, 128"] = train_flow(
+        "flow", new_transformer(), [small], work, steps=recipe.small_steps, tokens=recipe.tokens, rate=1.0, compiled=recipe.compiled
+    )  # fmt: skip
+    larger = [make_latents(autoencoder, work, width=w, height=h, count=count) for w, h, count in recipe.larger]
+    every = [Latents(small.latents[: recipe.scenes // 8], small.captions[: recipe.scenes // 8]), *larger]
+    network.requires_grad_(True)
+    network, curves["flow, sizes"] = train_flow(
+        "sizes", network, every, work, steps=recipe.larger_steps, tokens=recipe.tokens, rate=0.4, compiled=recipe.compiled
+    )  # fmt: skip
+    student = new_transformer()
+    student.load_state_dict(network.state_dict())
+    network, curves["guidance"] = train_flow(
+        "guidance", student, every, work, steps=recipe.guidance_steps, tokens=recipe.tokens // 2, rate=0.3, compiled=recipe.compiled, teacher=network
+    )  # fmt: skip
+    return network
+
+
+def _unseen() -> torch.Tensor:
+    dice = random.Random("unseen scenes")
+    pictures = [torch.from_numpy(draw(random_scene(dice), 128, 128).copy()) for _ in range(UNSEEN)]
+    return to_input(torch.stack(pictures))
+
+
+def _write_record(recipe: Recipe, curves: Curves, measured: dict[str, float], out: Path) -> None:
+    """The curve and the numbers, beside the files they belong to."""
+    with (out / "curve.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["phase", "step", "loss"])
+        rows.writerows((phase, *point) for phase, points in curves.items() for point in points)
+    record = {"recipe": asdict(recipe), "measured": measured, "torch": torch.__version__, "machine": platform.machine()}
+    (out / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--work", type=Path, default=data_folder() / "demo_model", help="where unfinished training is kept"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=files.FOLDER, help="where the files go (default: into this package)"
+    )
+    parser.add_argument(
+        "--short", action="store_true", help="a few steps of everything: a test of the recipe, not a model"
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    parser.add_argument("--no-compile", action="store_true", help="train without torch.compile")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    recipe = SHORT if options.short else Recipe()
+    if options.no_compile:
+        recipe = replace(recipe, compiled=False)
+    run(recipe, options.work, options.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
