@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from .vocabulary import IGNORED, SYNONYMS, WORDS
+from .vocabulary import COLOURS, IGNORED, SHAPES, SYNONYMS, WORDS
 
 CONTEXT_WIDTH: Final = 64
 """Numbers of one token: which word (56), which part (8)."""
@@ -26,6 +26,8 @@ PARTS: Final = 3
 _PART_FROM: Final = 56
 _BACKGROUND_PART: Final = 7
 _ENDS_PART: Final = re.compile(r"[,;.&+]|\band\b|\bwith\b")
+_SAYS_WHAT: Final = frozenset((*SHAPES, *COLOURS))
+"""What begins an object; a piece with none of these goes on about the one before."""
 _BACKGROUND: Final = re.compile(
     r"\b(?:on|over|against|before)\s+(?:an?\s+|the\s+)?(\w+)\s+background\b|\b(\w+)\s+background\b"
 )
@@ -62,19 +64,17 @@ class Prompt:
 def parse(text: str) -> Prompt:
     """Read a prompt. Any text is one: what is not understood is listed, never refused."""
     rest, backgrounds = _take_background(text.lower())
-    words: list[tuple[str, int]] = []
     unknown: list[str] = []
-    left_out: list[str] = []
-    part = 0
+    objects: list[list[str]] = []
     for piece in _ENDS_PART.split(rest):
         known = _known(piece, unknown)
-        if part < PARTS:
-            words += [(word, part) for word in known]
-        else:
-            left_out += known
-        part += bool(known)
+        if objects and _SAYS_WHAT.isdisjoint(known):
+            objects[-1] += known  # "a red circle, top left"
+        elif known:
+            objects.append(known)
+    words = [(word, part) for part, known in enumerate(objects[:PARTS]) for word in known]
     words += [(word, _BACKGROUND_PART) for found in backgrounds for word in _known(found, unknown)]
-    left_out += [word for word, _ in words[TOKENS:]]
+    left_out = [word for known in objects[PARTS:] for word in known] + [word for word, _ in words[TOKENS:]]
     return Prompt(words=tuple(words[:TOKENS]), unknown=tuple(unknown), left_out=tuple(left_out))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .loop import train
 from .scenes import draw, random_scene
+from .start import initialise
 from .state import TrainingState, dice_of, generator_of
 
 PHASE: Final = "autoencoder"
@@ -24,18 +25,21 @@ CROP: Final = 64
 CROPS_OF_ONE: Final = 2
 _LATENT_NOISE: Final = 0.05
 _UNIT_VARIANCE: Final = 0.02
-_PEAK_RATE: Final = 1.5e-3
+_PEAK_RATE: Final = 8e-4
 
 
 def new_autoencoder() -> Any:
     """An untrained one. ``encoder`` takes pictures in -1..1, ``decoder`` gives them."""
     torch.manual_seed(0)
-    return AutoencoderTiny(latent_channels=CHANNELS).to(memory_format=torch.channels_last)
+    autoencoder: Any = AutoencoderTiny(latent_channels=CHANNELS)  # type: ignore[no-untyped-call]
+    initialise(autoencoder)
+    return autoencoder.to(memory_format=torch.channels_last)
 
 
 def crops(step: int, batch: int) -> Tensor:
     """Pieces of fresh scenes, ``[batch, 3, 64, 64]`` in -1..1."""
-    dice, pieces = dice_of(PHASE, step), []
+    dice = dice_of(PHASE, step)
+    pieces: list[Tensor] = []
     while len(pieces) < batch:
         picture = draw(random_scene(dice, count=dice.choice((2, 3))), SIDE, SIDE)
         for _ in range(CROPS_OF_ONE):
@@ -53,7 +57,7 @@ def to_input(pictures_BHWC: Tensor) -> Tensor:
 def train_autoencoder(folder: Path, *, steps: int, batch: int) -> tuple[Any, list[tuple[int, float]]]:
     """Train it, or go on; returns it with its curve."""
     autoencoder = new_autoencoder()
-    optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=_PEAK_RATE, weight_decay=1e-4, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=_PEAK_RATE, weight_decay=1e-4, betas=(0.9, 0.99))
 
     def step(number: int) -> float:
         pictures = crops(number, batch)
@@ -64,7 +68,7 @@ def train_autoencoder(folder: Path, *, steps: int, batch: int) -> tuple[Any, lis
         error = rebuilt.float() - pictures
         reconstruction = error.abs().mean() + 2 * error.square().mean()
         loss = reconstruction + _UNIT_VARIANCE * _strays(latent.float())
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(autoencoder.parameters(), 1.0)
         return float(reconstruction.detach())
 
