@@ -20,6 +20,7 @@ from tutti.backend.errors import AuthFailed
 from tutti.backend.wire.connection import Connection, find_connection, read_connection
 
 from tests.security.attackers import eavesdropping, null_sample, strike
+from tests.support.addresses import free_port
 from tests.support.daemon import NULL_RANKS, TUTTI, Daemon, private_state_dir, running
 
 ATTEMPTS = int(os.environ.get("TUTTI_ATTACKS", "150"))
@@ -199,10 +200,3 @@ def test_the_daemon_refuses_a_libzmq_with_known_holes(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert re.match(r"tutti: Install pyzmq 26 or later .*4\.3\.5 is needed, this is 4\.3\.2\.\n$", done.stderr)
     assert not state.exists()
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
