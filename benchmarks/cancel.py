@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import random
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 from ..backend.client import Client
 from ..backend.errors import InternalError
 from ..backend.wire.codec import Received
 from ..backend.wire.messages import Progress
-from .daemon import daemon
 from .flux_job import FluxJob
-from .report import Figure, Spread, argument_parser, finish
+from .repeated import RepeatedJob
+from .report import Figure, Spread
 
 BENCHMARK: Final = "cancel"
 RANKS: Final = 2
@@ -108,14 +106,16 @@ def measure(client: Client, repeats: int) -> list[Figure]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
-    parser = argument_parser(__doc__)
-    parser.add_argument("--repeats", type=int, default=REPEATS, help=f"cancels to measure (default: {REPEATS})")
-    options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="tutti-models-") as folder:
-        JOB.write_checkpoint(Path(folder))
-        with daemon(Path(folder), ranks=RANKS) as client:
-            figures = measure(client, options.repeats)
-    return finish(BENCHMARK, figures, options)
+    repeated = RepeatedJob(
+        benchmark=BENCHMARK,
+        job=JOB,
+        ranks=RANKS,
+        measure=measure,
+        option="--repeats",
+        default=REPEATS,
+        counts="cancels to measure",
+    )
+    return repeated.run(__doc__, arguments)
 
 
 if __name__ == "__main__":

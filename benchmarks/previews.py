@@ -8,17 +8,15 @@ the two median step times, which rank 0 measures.
 from __future__ import annotations
 
 import sys
-import tempfile
-from pathlib import Path
 from typing import Final
 
 from ..backend.client import Client
 from ..backend.errors import InternalError
 from ..backend.wire.codec import Received
 from ..backend.wire.messages import Preview, Result
-from .daemon import daemon
 from .flux_job import FluxJob
-from .report import Figure, Spread, argument_parser, finish
+from .repeated import RepeatedJob
+from .report import Figure, Spread
 
 BENCHMARK: Final = "previews"
 RANKS: Final = 2
@@ -70,14 +68,16 @@ def measure(client: Client, rounds: int) -> list[Figure]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
-    parser = argument_parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"rounds to measure (default: {ROUNDS})")
-    options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="tutti-models-") as folder:
-        JOB.write_checkpoint(Path(folder))
-        with daemon(Path(folder), ranks=RANKS) as client:
-            figures = measure(client, options.rounds)
-    return finish(BENCHMARK, figures, options)
+    repeated = RepeatedJob(
+        benchmark=BENCHMARK,
+        job=JOB,
+        ranks=RANKS,
+        measure=measure,
+        option="--rounds",
+        default=ROUNDS,
+        counts="rounds to measure",
+    )
+    return repeated.run(__doc__, arguments)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The models a user may pick: the daemon's list united with ComfyUI's own folders.
 
-The page asks for the list on ComfyUI's event loop, so the daemon is asked from a thread of its own and the last known list is given
-when it takes longer than a moment.
+The page asks for the list on ComfyUI's event loop, which serves everybody: it gets what is known, at once, and the daemon is asked on a
+thread of its own. What only the daemon has is there the next time the page asks (R in ComfyUI).
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ log = logging.getLogger("tutti")
 
 FRESH_S: Final = 3.0
 """A list that is younger than this is not asked for again."""
-WAIT_S: Final = 0.4
-"""How long the page is kept waiting for the daemon's list."""
 PREFIX: Final = host.MODEL_FOLDER + "/"
 """The daemon names a model by ComfyUI's kind of folder and its path in it."""
 
@@ -37,19 +35,21 @@ class Catalog:
         self._thread: threading.Thread | None = None
 
     def names(self) -> list[str]:
-        """Every model name, for the loader's list. Asks the daemon only once ComfyUI serves: importing a pack touches no network."""
+        """Every model name that is known now, for the loader's list. Never waits for the daemon.
+
+        Asks it only once ComfyUI serves: importing a pack touches no network.
+        """
         if host.is_serving():
             self._refresh()
         return sorted({*host.local_models(), *self._names}, key=str.lower)
 
     def _refresh(self) -> None:
-        if self._thread is None or not self._thread.is_alive():
-            if time.monotonic() - self._asked_s < FRESH_S:
-                return
+        """Ask the daemon again in the background, unless it is being asked, or was a moment ago."""
+        is_asking = self._thread is not None and self._thread.is_alive()
+        if not is_asking and time.monotonic() - self._asked_s >= FRESH_S:
             self._asked_s = time.monotonic()
             self._thread = threading.Thread(target=self._ask, name="tutti-catalog", daemon=True)
             self._thread.start()
-        self._thread.join(WAIT_S)
 
     def _ask(self) -> None:
         """A connection of its own: the session's may be waiting for a picture."""

@@ -7,25 +7,12 @@ from typing import Final
 import torch
 
 from ..backend.errors import LocalProtocolError, RemoteProtocolError
-from ..backend.wire.dtypes import ComputeDtype
-from ..backend.wire.tensors import WireDtype, WireTensor
+from ..backend.wire.dtypes import COMPUTE_DTYPES, TORCH_NAMES, ComputeDtype, WireDtype
+from ..backend.wire.tensors import WireTensor
 
-_TO_WIRE: Final[dict[torch.dtype, WireDtype]] = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-_FROM_WIRE: Final[dict[str, torch.dtype]] = {name: dtype for dtype, name in _TO_WIRE.items()}
-_COMPUTE: Final[dict[torch.dtype, ComputeDtype]] = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_FROM_WIRE: Final[dict[str, torch.dtype]] = {name: getattr(torch, dtype) for name, dtype in TORCH_NAMES.items()}
+_TO_WIRE: Final[dict[torch.dtype, WireDtype]] = {getattr(torch, dtype): name for name, dtype in TORCH_NAMES.items()}
+_COMPUTE: Final[dict[torch.dtype, ComputeDtype]] = {_FROM_WIRE[name]: name for name in COMPUTE_DTYPES}
 
 
 def compute_dtype(dtype: torch.dtype) -> ComputeDtype:

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import stat
-import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -41,16 +40,16 @@ class Described:
 
 
 class Catalog:
-    """Models of the folders given at the start, and of those that ComfyUI's side wrote into ``folders.json``."""
+    """Models of the folders given at the start, and of those that ComfyUI's side wrote into ``folders.json``.
+
+    One thread at a time: while the daemon serves, that is its helper thread, because any drive may answer late.
+    """
 
     def __init__(self, models: Sequence[Path], folders_file: Path) -> None:
         self._given = [folder / name for folder in models for name in SUBFOLDERS]
         self._folders_file = folders_file
         self._from_file: tuple[tuple[int, int] | None, list[Path]] = (None, [])
         self._headers: OrderedDict[tuple[str, int, int], Described] = OrderedDict()
-        self._lock = (
-            threading.Lock()
-        )  # the main loop resolves while the helper thread lists; never held while a disk is read
 
     def folders(self) -> list[Path]:
         """Folders that are searched, first match wins."""
@@ -75,14 +74,11 @@ class Catalog:
         """
         path, info = self._find(name)
         key = (str(path), info.st_size, info.st_mtime_ns)
-        with self._lock:
-            known = self._headers.get(key)
-        described = known or _read(path, info)
-        with self._lock:
-            self._headers[key] = described
-            self._headers.move_to_end(key)
-            while len(self._headers) > HEADERS_CACHED:
-                self._headers.popitem(last=False)
+        described = self._headers.get(key) or _read(path, info)
+        self._headers[key] = described
+        self._headers.move_to_end(key)
+        while len(self._headers) > HEADERS_CACHED:
+            self._headers.popitem(last=False)
         return described
 
     def list_models(self) -> tuple[ManifestEntry, ...]:
@@ -118,7 +114,7 @@ class Catalog:
             return
         stamp = (info.st_mtime_ns, info.st_size)
         if stamp != self._from_file[0]:
-            self._from_file = (stamp, _read_folders(self._folders_file))  # in one step: two threads look at it
+            self._from_file = (stamp, _read_folders(self._folders_file))
 
 
 def _read_folders(file: Path) -> list[Path]:

@@ -11,18 +11,10 @@ from typing import Protocol
 
 import zmq
 
-from ..errors import (
-    AuthFailed,
-    BadCheckpoint,
-    InternalError,
-    RemoteProtocolError,
-    RequestRefused,
-    TuttiError,
-    UnknownModel,
-)
+from ..errors import AuthFailed, InternalError, RemoteProtocolError, RequestRefused, TuttiError
 from ..wire import codec
 from ..wire.digest import content_digest, job_digest
-from ..wire.messages import Described, Evaluate, Evaluated, Failed, RankHello, Result, Sample
+from ..wire.messages import Described, Evaluated, Failed, RankHello, Result
 from .actions import (
     Action,
     DescribeModel,
@@ -56,6 +48,7 @@ from .events import (
     Undelivered,
 )  # fmt: skip
 from .ledger import Ledger
+from .lookups import LookUp, Lookups, Refusal, Step
 from .previews import PreviewSlots
 from .sockets import OUTBOX_RETRY_S, ClientSocket, RankSocket
 from .state import Broker
@@ -117,6 +110,7 @@ class Server:
         self._on_ready = on_ready
         self._hashing = Background("tutti-digests")
         self._looking_up = Background("tutti-catalog")
+        self._lookups = Lookups()
         self._previews = PreviewSlots(clients.send_tracked)
         self._wake_fd, self._signal_fd = os.pipe()
         os.set_blocking(self._wake_fd, False)
@@ -166,6 +160,7 @@ class Server:
             if now_s - last_tick_s >= TICK_S or _is_due(self._broker.next_deadline_s(), now_s):
                 last_tick_s = now_s
                 self._take(Tick())
+                self._follow_later(self._lookups.overdue(now_s))
                 self._group_events(self._group.step(now_s))
             self._previews.flush(now_s)
             if self._clients.has_waiting:
@@ -226,22 +221,40 @@ class Server:
         if user is None or not self._gate.admits(user):
             self._clients.send(peer, codec.encode(_REVOKED))  # its key was revoked while it was connected
             return
+        arrived: ClientSent | ClientGarbled
         try:
-            received = codec.decode(frames)
+            arrived = ClientSent(peer=peer, user=user, received=codec.decode(frames), frames=frames[1:])
         except RemoteProtocolError as error:
             log.info("a client sent what is no message: %s", error)
-            self._take(ClientGarbled(peer=peer, error=error))
-            return
-        model = self._look_up(received.message)
-        self._take(ClientSent(peer=peer, user=user, received=received, frames=frames[1:], model=model))
+            arrived = ClientGarbled(peer=peer, error=error)
+        self._follow(self._lookups.arrived(arrived, time.monotonic()))
 
-    def _look_up(self, message: object) -> ModelFile | TuttiError | None:
-        if not isinstance(message, Sample) and not (isinstance(message, Evaluate) and message.turn == 0):
-            return None
+    def _follow(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            match step:
+                case LookUp():
+                    self._looking_up.ask(functools.partial(self._look_up, step))
+                case Refusal():
+                    self._clients.send(step.peer, codec.encode(step.message))
+                case _:
+                    self._take(step)
+
+    def _follow_later(self, steps: Sequence[Step]) -> None:
+        """The same for messages that were kept: a key may have been revoked meanwhile."""
+        for step in steps:
+            if isinstance(step, ClientSent) and not self._gate.admits(step.user):
+                self._clients.send(step.peer, codec.encode(_REVOKED))
+            else:
+                self._follow([step])
+
+    def _look_up(self, lookup: LookUp) -> Callable[[], None]:
+        """On the helper thread."""
+        answer: ModelFile | TuttiError
         try:
-            return self._catalog.resolve(message.on.model)
-        except (UnknownModel, BadCheckpoint) as error:
-            return error
+            answer = self._catalog.resolve(lookup.model)
+        except Exception as problem:
+            answer = _told(problem)
+        return lambda: self._follow_later(self._lookups.found(lookup, answer, time.monotonic()))
 
     def _from_rank(self, peer: bytes, frames: list[zmq.Frame]) -> None:
         try:
@@ -320,7 +333,7 @@ class Server:
         try:
             frames = self._described(action)
         except Exception as problem:
-            error = problem if isinstance(problem, RequestRefused) else _internal(problem)
+            error = _told(problem)
             frames = codec.encode(Failed(code=error.code, message=error.message, request=action.request))
 
         def answer() -> None:
@@ -345,6 +358,9 @@ def _is_due(at_s: float | None, now_s: float) -> bool:
     return at_s is not None and now_s >= at_s
 
 
-def _internal(problem: Exception) -> InternalError:
+def _told(problem: Exception) -> TuttiError:
+    """What a client is told of a problem with the catalog."""
+    if isinstance(problem, RequestRefused):
+        return problem
     log.error("the catalog failed", exc_info=problem)
     return InternalError("Look at the daemon's log: its list of models could not be read.")

@@ -65,7 +65,9 @@ class ClientSocket:
         self._outbox: dict[bytes, deque[Waiting]] = {}
 
     def bind(self, address: str) -> str:
-        """Listen at ``tcp://HOST:PORT`` (port 0 or ``*``: any); returns the address with the port."""
+        """Listen at ``tcp://HOST:PORT`` (port 0 or ``*``: any; an IPv6 host in brackets); returns the address with the port."""
+        # A bind keeps the options of its moment. Set for an IPv4 address too, this one would map it into IPv6.
+        self.socket.setsockopt(zmq.IPV6, int("[" in address))
         self.socket.bind(address)
         bound = self.socket.getsockopt(zmq.LAST_ENDPOINT)
         return bound.decode("ascii").rstrip("\0") if isinstance(bound, bytes) else address

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,15 +13,13 @@ from pathlib import Path
 from typing import Final
 
 from ..client import Client
-from ..client.launch import start_daemon, wait_for_connection
-from ..errors import GroupFailed, NotReady
 from ..wire.codec import Received
 from ..wire.connection import Connection
 from ..wire.messages import Accepted, Preview, Progress, Result
+from .daemon import OwnDaemon
 from .terminal import Terminal
 
-_START_S: Final = 120.0
-_STOP_S: Final = 30.0
+_SOFTWARE: Final = "tutti demo"
 _MODEL: Final = "diffusion_models/demo.safetensors"
 _CONTEXT_WIDTH: Final = 256
 _POOLED_WIDTH: Final = 64
@@ -81,52 +76,20 @@ def _write_checkpoint(path: Path) -> None:
 @contextmanager
 def _daemon(root: Path, device: str, ranks: int, terminal: Terminal) -> Iterator[Connection]:
     """A daemon with a state directory of its own, ready to work; stopped at the end, whatever happened."""
-    state = root / "state"
-    command = [sys.executable, "-m", "tutti.backend", "serve", "--device", device, "--ranks", str(ranks)]
     with terminal.stage(f"start a daemon with {ranks} {device.upper()} rank{'s' if ranks > 1 else ''}"):
-        process = start_daemon([*command, "--models", str(root / "models"), "--state-dir", str(state)], state)
-        try:
-            connection = wait_for_connection(process, state, _START_S)
-            _wait_until_ready(connection)
-        except BaseException:
-            _stop(process)
-            raise
+        started = OwnDaemon.start(root / "models", root / "state", device=device, ranks=ranks, software=_SOFTWARE)
     try:
-        yield connection
+        yield started.connection
     finally:
         with terminal.stage("stop the daemon"):
-            _stop(process)
-
-
-def _wait_until_ready(connection: Connection) -> None:
-    deadline = time.monotonic() + _START_S
-    with _client(connection) as client:
-        while time.monotonic() < deadline:
-            status = client.status()
-            if status.state == "ready":
-                return
-            if status.state == "failed":
-                raise GroupFailed(f"Run `tutti doctor`: the worker group does not come up. {status.reason}")
-            time.sleep(0.1)
-    raise NotReady(f"Run `tutti doctor`: the worker group was not ready within {_START_S:.0f} s.")
+            started.stop()
 
 
 @contextmanager
 def _client(connection: Connection) -> Iterator[Client]:
-    with Client(connection, client_id=secrets.token_hex(16), software="tutti demo") as client:
+    with Client(connection, client_id=secrets.token_hex(16), software=_SOFTWARE) as client:
         client.connect()
         yield client
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask the daemon to drain and go; its ranks go with it."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(_STOP_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 class _Watch:

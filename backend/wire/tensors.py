@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from .cursor import UNREADABLE, Cursor
-from .dtypes import ITEM_BYTES
+from .dtypes import ITEM_BYTES, WireDtype
 from .limits import DIM_SIZE, MESSAGE_BYTES, NAME_LENGTH, TENSOR_BYTES, TENSOR_DIMS, TENSOR_FRAMES
 from .schema import SchemaError, bounded, kinds_of
-
-WireDtype = Literal["F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32", "I16", "I8", "U8", "BOOL"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
 
 from ..errors import RemoteProtocolError
-from ..wire.tensors import TensorSpec, WireDtype, WireTensor
+from ..wire.dtypes import TORCH_NAMES, WireDtype
+from ..wire.tensors import TensorSpec, WireTensor
 
-DTYPES: dict[WireDtype, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+DTYPES: Final[dict[WireDtype, torch.dtype]] = {name: getattr(torch, dtype) for name, dtype in TORCH_NAMES.items()}
 """Name on the wire -> torch dtype."""
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}

@@ -18,6 +18,8 @@ from tests.support.daemon import Daemon, private_state_dir, running
 
 GONE_S = 5.0
 """What docs/reliability.md promises."""
+SOCKETS = {"ranks", "clients"}
+"""In the runtime folder: of every daemon, under the same names."""
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240)]
 
@@ -57,9 +59,7 @@ def test_ranks_at_work_end_with_the_daemon_and_the_next_daemon_clears_up_and_giv
         left_behind = set(runtime_dir(state_dir).iterdir())
         assert left_behind, "a daemon that was killed is expected to leave its sockets behind: the test looks elsewhere"
         with running(models, state_dir, ranks=2) as another:
-            of_the_first = {
-                path for path in left_behind if path.name != "ranks"
-            }  # the socket's name is always the same
+            of_the_first = {path for path in left_behind if path.name not in SOCKETS}
             assert not of_the_first & set(runtime_dir(state_dir).iterdir())
             assert picture(another) == expected
         assert not runtime_dir(state_dir).exists()

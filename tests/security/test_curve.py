@@ -20,6 +20,7 @@ from tutti.backend.errors import AuthFailed
 from tutti.backend.wire.connection import Connection, find_connection, read_connection
 
 from tests.security.attackers import eavesdropping, null_sample, strike
+from tests.support.addresses import free_port
 from tests.support.daemon import NULL_RANKS, TUTTI, Daemon, private_state_dir, running
 
 ATTEMPTS = int(os.environ.get("TUTTI_ATTACKS", "150"))
@@ -52,57 +53,41 @@ def test_nothing_from_a_socket_without_a_key_reaches_the_daemon(daemon: Daemon) 
     assert untouched(daemon)
 
 
-def test_nothing_from_a_key_that_is_not_known_reaches_the_daemon(daemon: Daemon) -> None:
-    connection, stranger = find_connection(daemon.state_dir), KeyPair.make()
-    answers = strike(
+def strike_with(connection: Connection, attempts: int, *, server: str, public: str, secret: str) -> int:
+    """Answers to attempts with these keys."""
+    return strike(
         connection.endpoint,
-        ATTEMPTS,
-        curve_serverkey=connection.server_public_key.encode(),
-        curve_publickey=stranger.public.encode(),
-        curve_secretkey=stranger.secret.encode(),
+        attempts,
+        curve_serverkey=server.encode(),
+        curve_publickey=public.encode(),
+        curve_secretkey=secret.encode(),
     )
-    assert answers == 0
-    assert untouched(daemon)
-    assert "turned away a connection with a key that is not known" in daemon.log_text()
 
 
-def test_a_public_key_without_its_secret_is_worth_nothing(daemon: Daemon) -> None:
+@pytest.mark.parametrize("public", ["a stranger's", "a known one"])
+def test_nothing_reaches_the_daemon_from_who_does_not_hold_a_known_keys_secret(daemon: Daemon, public: str) -> None:
+    """A key that nobody knows, and a known public key without its secret."""
     connection, stranger = find_connection(daemon.state_dir), KeyPair.make()
-    answers = strike(
-        connection.endpoint,
-        ATTEMPTS,
-        curve_serverkey=connection.server_public_key.encode(),
-        curve_publickey=connection.client_public_key.encode(),
-        curve_secretkey=stranger.secret.encode(),
-    )
-    assert answers == 0
+    shown = stranger.public if public == "a stranger's" else connection.client_public_key
+    server = connection.server_public_key
+    assert strike_with(connection, ATTEMPTS, server=server, public=shown, secret=stranger.secret) == 0
     assert untouched(daemon)
+    if public == "a stranger's":
+        assert "turned away a connection with a key that is not known" in daemon.log_text()
 
 
 def test_a_good_key_says_nothing_to_a_server_that_is_not_ours(daemon: Daemon) -> None:
-    connection = find_connection(daemon.state_dir)
-    answers = strike(
-        connection.endpoint,
-        ATTEMPTS // 5,
-        curve_serverkey=KeyPair.make().public.encode(),
-        curve_publickey=connection.client_public_key.encode(),
-        curve_secretkey=connection.client_secret_key.encode(),
-    )
-    assert answers == 0
+    connection, other = find_connection(daemon.state_dir), KeyPair.make().public
+    public, secret = connection.client_public_key, connection.client_secret_key
+    assert strike_with(connection, ATTEMPTS // 5, server=other, public=public, secret=secret) == 0
     assert untouched(daemon)
 
 
 def test_the_same_attack_with_the_right_key_is_heard(daemon: Daemon) -> None:
     """Negative control: the attack is a real one."""
     connection = find_connection(daemon.state_dir)
-    answers = strike(
-        connection.endpoint,
-        3,
-        curve_serverkey=connection.server_public_key.encode(),
-        curve_publickey=connection.client_public_key.encode(),
-        curve_secretkey=connection.client_secret_key.encode(),
-    )
-    assert answers == 3
+    server, public = connection.server_public_key, connection.client_public_key
+    assert strike_with(connection, 3, server=server, public=public, secret=connection.client_secret_key) == 3
     assert not untouched(daemon)
 
 
@@ -199,10 +184,3 @@ def test_the_daemon_refuses_a_libzmq_with_known_holes(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert re.match(r"tutti: Install pyzmq 26 or later .*4\.3\.5 is needed, this is 4\.3\.2\.\n$", done.stderr)
     assert not state.exists()
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])

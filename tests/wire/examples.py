@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from tutti.backend.wire import messages as m
 from tutti.backend.wire.codec import encode
-from tutti.backend.wire.dtypes import ITEM_BYTES
-from tutti.backend.wire.tensors import WireDtype, WireTensor
+from tutti.backend.wire.dtypes import ITEM_BYTES, WireDtype
+from tutti.backend.wire.tensors import WireTensor
 
 JOB = "0123456789abcdef0123456789abcdef"
 DIGEST = "fedcba9876543210fedcba9876543210"

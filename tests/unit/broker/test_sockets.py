@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ from tutti.backend.broker.sockets import (
     sendable,
 )
 from zmq.utils.garbage import gc as garbage
+
+from tests.support.addresses import needs_ipv6
 
 DEADLINE_S = 20.0
 MEGABYTE = 1024**2
@@ -97,6 +100,21 @@ def test_a_message_carries_the_key_that_sent_it(stage: Stage) -> None:
     assert (user, [frame.bytes for frame in frames]) == (stage.local.public, [b"one", b"two"])
     stage.clients.send(peer, [b"answer"])
     assert client.recv_multipart() == [b"answer"]
+
+
+@needs_ipv6
+def test_one_socket_listens_at_ipv4_and_ipv6_addresses(stage: Stage) -> None:
+    six, four = stage.clients.bind("tcp://[::1]:*"), stage.clients.bind("tcp://127.0.0.1:*")
+    assert re.fullmatch(r"tcp://\[::1\]:\d+", six)
+    assert re.fullmatch(r"tcp://127\.0\.0\.1:\d+", four), "not as an address that is mapped into IPv6"
+    for endpoint in (six, four):
+        stage.endpoint = endpoint
+        client = stage.connect(ipv6=int(endpoint == six))
+        client.send(b"hello")
+        peer, user, _ = stage.first()
+        assert user == stage.local.public
+        stage.clients.send(peer, [b"answer"])
+        assert client.recv() == b"answer"
 
 
 def test_a_frame_that_came_from_a_socket_goes_out_as_the_same_message(stage: Stage) -> None:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -17,8 +18,10 @@ import pytest
 from tutti.backend.cli.commands import COMMANDS
 from tutti.backend.cli.state_directory import DaemonLock
 from tutti.backend.cli.status import duration, size, table
+from tutti.backend.client import Client
 from tutti.backend.wire.connection import read_connection
 
+from tests.support.addresses import free_port, needs_ipv6
 from tests.support.daemon import NULL_RANKS, TUTTI, Daemon, private_state_dir, running, started, write_null_model
 
 DEADLINE_S = 60.0
@@ -178,6 +181,19 @@ def test_an_address_that_is_not_this_machines(state_dir: Path, tmp_path: Path) -
 def test_listening_beyond_this_machine_without_keys(state_dir: Path) -> None:
     text = refused(state_dir, "--device", "cpu", "--listen", "0.0.0.0:7788", *NULL_RANKS)
     assert text.startswith("tutti: Make a key for the other machine first (`tutti keys add NAME --address HOST:PORT`)")
+
+
+@needs_ipv6
+def test_a_daemon_listens_at_an_ipv6_address(models: Path, state_dir: Path, tmp_path: Path) -> None:
+    address = f"[::1]:{free_port(socket.AF_INET6)}"
+    assert tutti("keys", "add", "box", "--address", address, cwd=tmp_path).returncode == 0
+    with running(models, state_dir, ranks=1, arguments=(*NULL_RANKS, "--listen", address)):
+        assert f"listens on  tcp://{address} (this machine only)" in (state_dir / "logs" / "serve.log").read_text()
+        local = replace(read_connection(state_dir / "connection.json"), local_socket=None)
+        for connection in (local, read_connection(tmp_path / "box.tutti.json")):
+            assert connection.endpoint == f"tcp://{address}"
+            with Client(connection, client_id="aa" * 16, software="test") as client:
+                assert client.connect(timeout_s=10.0).state in ("ready", "busy")
 
 
 def test_no_gpu_where_one_was_asked_for(state_dir: Path) -> None:

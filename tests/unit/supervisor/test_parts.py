@@ -1,10 +1,9 @@
-"""The supervisor's small parts: the ranks' environment, reports, logs, the runtime directory, rendezvous."""
+"""The supervisor's small parts: the ranks' environment, reports, logs, rendezvous."""
 
 from __future__ import annotations
 
 import os
 import signal
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +24,6 @@ from tutti.backend.supervisor.reports import (
     read_report,
     write_report,
 )
-from tutti.backend.supervisor.runtime_dir import make_runtime_dir, runtime_dir
 from tutti.backend.worker.failure import EXIT_GROUP_BROKEN, EXIT_OUT_OF_MEMORY
 
 
@@ -158,35 +156,6 @@ def test_the_end_of_a_log_is_short_and_may_be_missing(tmp_path: Path) -> None:
     assert last_lines(log) == ""
     log.write_text("\n".join(f"line {number}" for number in range(5000)) + "\n\n")
     assert last_lines(log, count=3).splitlines() == ["line 4998", "line 4999"]
-
-
-def test_the_runtime_directory_is_in_the_state_directory_where_that_is_short(tmp_path: Path) -> None:
-    short = Path("/tmp/s")
-    assert runtime_dir(short) == Path("/tmp/s/run")
-
-
-@pytest.mark.parametrize("name", ["x" * 90, "with space", "q?a#b", "caf\u00e9", "per%cent"])
-def test_elsewhere_it_is_short_private_and_the_same_every_time(
-    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    state = tmp_path / name
-    state.mkdir()
-    path = make_runtime_dir(state)
-    try:
-        assert len(os.fsencode(path / "ranks")) < 100
-        assert path == runtime_dir(state)
-        assert stat.S_IMODE(path.stat().st_mode) == 0o700
-        assert runtime_dir(tmp_path / (name + "2")) != path
-    finally:
-        path.rmdir()
-
-
-def test_what_a_killed_daemon_left_is_cleared(tmp_path: Path) -> None:
-    (tmp_path / "run" / "stores").mkdir(parents=True)
-    (tmp_path / "run" / "ranks").write_text("")
-    path = make_runtime_dir(tmp_path)
-    assert list(path.iterdir()) == []
 
 
 def test_the_file_rendezvous_makes_and_removes_its_stores(tmp_path: Path) -> None:
