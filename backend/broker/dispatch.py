@@ -65,7 +65,7 @@ class Dispatch:
             job = core.jobs.get(chosen)
             if job is None:
                 raise InternalError("a job that is not known was queued")
-            self._prepare(job)
+            self._prepare(job, now_s)
 
     def _may_run(self, job_id: str) -> bool:
         """A turn whose uploads are still being checked waits; nobody waits behind it."""
@@ -74,7 +74,7 @@ class Dispatch:
             return True
         return self._core.uploads.ready((job.owner, job_id), job.request)
 
-    def _prepare(self, job: Job) -> None:
+    def _prepare(self, job: Job, now_s: float) -> None:
         core = self._core
         job.move(JobState.PREPARING)
         tensors, forget = self._tensors_of(job), core.next_forget_list()
@@ -102,6 +102,7 @@ class Dispatch:
             core.end(job, JobState.FAILED, BadRequest("Send less with one job: its tensors are too many or too large."))
             return
         core.group.sequence = message.sequence
+        core.group.asked(now_s)
         core.turn = Turn(message.sequence, job)
         core.forgotten(forget)
         for action in actions:
@@ -146,6 +147,7 @@ class Dispatch:
     def rank_said(self, event: RankSent, rank: Rank, now_s: float) -> None:
         """A message of a rank that said hello. What belongs to an aborted turn is ignored."""
         turn, message = self._core.turn, event.received.message
+        self._core.group.heard(rank, message, now_s)
         if turn is None:
             return
         job = turn.job
@@ -176,6 +178,8 @@ class Dispatch:
             self._distrust(rank, message)
         elif isinstance(message, Progress):
             job.phase, job.step, job.steps = message.phase, message.step, message.steps
+            if message.phase == "sampling":
+                turn.note_step(now_s)
             self._core.emit(ForwardClient(peer=job.peer, frames=frames, job_id=job.job_id, droppable=True))
         elif not turn.running or job.state is not JobState.RUNNING:
             self._distrust(rank, message)

@@ -56,4 +56,13 @@ class BrokerSettings:
     """Bytes of results kept for clients that were away when they came."""
     drain_s: float = 25.0
     """How long open jobs may go on once the daemon is told to stop."""
+    prepare_s: float = 120.0
+    """How long a rank may owe the answer to a Prepare while nothing is heard of it, nor of the loading that rank 0 reports."""
+    leave_s: float = 30.0
+    """How long the ranks may take to leave a job that was cancelled or answered; in a Sample at least twice its longest step."""
     quotas: Quotas = field(default_factory=Quotas)
+
+    def __post_init__(self) -> None:
+        for name in ("prepare_s", "leave_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")

@@ -30,6 +30,7 @@ from .actions import Action, DescribeModel, Drained, RestartGroup
 from .admission import Admission
 from .clients import ClientKey
 from .core import Core, why_cancelled
+from .deadlines import Deadlines
 from .digests import OfJob, OfSubmission, OfUpload
 from .dispatch import Dispatch
 from .endings import Endings
@@ -61,6 +62,7 @@ class Broker:
         self._endings = Endings(self.core)
         self._admission = Admission(self.core, self._endings)
         self._dispatch = Dispatch(self.core, self._endings)
+        self._deadlines = Deadlines(self.core)
         self._started_s = now_s
         self._drain_until_s: float | None = None
         self._drained = False
@@ -96,7 +98,7 @@ class Broker:
 
     def next_deadline_s(self) -> float | None:
         """When a Tick is due at the latest, beside the regular ones; None if nothing is awaited."""
-        due = [self._drain_until_s]
+        due = [self._drain_until_s, self._deadlines.next_s()]
         if len(self.core.queue) and self.core.turn is None and self.core.group.ready:
             due.append(self.core.queue.held_until_s())
         return min((at_s for at_s in due if at_s is not None), default=None)
@@ -108,6 +110,7 @@ class Broker:
             waiting = self.core.again.popleft()
             self._client_sent(waiting, now_s, renew=False)
         self._dispatch.schedule(now_s)
+        self._deadlines.look(now_s)
         if self.core.draining and not self._drained and not any(True for _ in self.core.jobs.open()):
             self._drained = True
             self.core.emit(Drained())

@@ -9,7 +9,14 @@ from collections import defaultdict
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from tutti.backend.broker.actions import Action, ForwardClient, Persist, SendClient, SendRanks
+from tutti.backend.broker.actions import (
+    Action,
+    ForwardClient,
+    Persist,
+    RestartGroup,
+    SendClient,
+    SendRanks,
+)
 from tutti.backend.broker.digests import OfSubmission
 from tutti.backend.broker.settings import BrokerSettings, Quotas
 from tutti.backend.wire import codec
@@ -51,7 +58,8 @@ class BrokerModel(RuleBasedStateMachine):
         self.last_state: dict[tuple[str, int], JobState] = {}
         self.tries: dict[tuple[str, int, int, str], bool] = {}
         self.served: dict[object, int] = {}
-        self.turns = self.turns_after_restart = self.forgotten = self.unfit = self.repeats = 0
+        self.turns = self.turns_after_restart = self.forgotten = self.unfit = self.repeats = self.hung = 0
+        self.is_given_up = False
         self.seen = 0
         self.waiting_before: dict[object, set[str]] = {}
 
@@ -130,11 +138,14 @@ class BrokerModel(RuleBasedStateMachine):
         self.rig.give_digests()
         self.follow()
 
-    @rule(seconds=st.sampled_from([0.1, 0.6, 3.0, 16.0]))
+    @rule(seconds=st.sampled_from([0.1, 0.6, 3.0, 16.0, 125.0]))
     def time_passes(self, seconds: float) -> None:
         self.waiting_before = self.waiting()
         self.rig.wait(seconds)
         self.follow()
+        if self.is_given_up:
+            self.hung += 1
+            self.group_dies(for_good=1)
 
     # --- ranks ------------------------------------------------------------------------------------------------------------------
 
@@ -154,6 +165,7 @@ class BrokerModel(RuleBasedStateMachine):
     def group_dies(self, for_good: int) -> None:
         self.waiting_before = {}
         self.up, self.failed, self.ranks = False, for_good == 0, Ranks(self.open_trajectories)
+        self.is_given_up = False
         self.rig.group_lost(failed=self.failed)
         self.follow()
 
@@ -163,6 +175,7 @@ class BrokerModel(RuleBasedStateMachine):
         if rank in self.ranks.prepared:
             return
         self.waiting_before = self.waiting()
+        self.ranks.answers[rank] = self.ranks.sequence
         if refuses == 0:
             self.rig.rank(rank, Refused(sequence=self.ranks.sequence, code="bad_plan", message="no"))
         else:
@@ -261,6 +274,10 @@ class BrokerModel(RuleBasedStateMachine):
                     assert (message.job_id, JobState.DONE) in {
                         (name, last) for (name, _), last in self.last_state.items()
                     }
+            case RestartGroup(cause=cause):
+                assert self.ranks.may_be_given_up(), f"the ranks did nothing wrong: {cause}"
+                assert not self.is_given_up, "one restart is enough"
+                self.is_given_up = True
             case SendRanks(message=message):
                 new = isinstance(message, Prepare | Repeat) and self.ranks.sequence != message.sequence
                 self.repeats += new and isinstance(message, Repeat)
