@@ -12,6 +12,7 @@ from ..wire.limits import ARRAY_LENGTH, TEXT_LENGTH
 from ..wire.messages import Ended, Failed, GroupState, Message
 from .actions import Action, Digest, EndPreviews, ForwardClient, Persist, SendClient
 from .clients import ClientKey, Connections
+from .describes import PendingDescribes
 from .digests import OfJob, PendingDigests
 from .events import ClientSent
 from .group import Group, Turn
@@ -37,6 +38,7 @@ class Core:
         self.group = Group(settings.world_size)
         self.turn: Turn | None = None
         self.digests = PendingDigests()
+        self.describes = PendingDescribes(settings.quotas)
         self.forget: dict[str, None] = {}
         """Trajectories that the ranks shall drop with the next Prepare, in order."""
         self.again: deque[ClientSent] = deque()

@@ -43,6 +43,7 @@ from .catalog import Catalog
 from .events import (
     ClientGarbled,
     ClientSent,
+    DescribeAnswered,
     Digested,
     Drain,
     Event,
@@ -325,6 +326,7 @@ class Server:
 
         def answer() -> None:
             self._clients.send(action.peer, frames)
+            self._take(DescribeAnswered(peer=action.peer, user=action.user))
 
         return answer
 

@@ -21,6 +21,10 @@ class Quotas:
     """Bytes of all clients' waiting jobs and uploads."""
     trajectory_uploads: int = 64
     """Uploads of one Evaluate trajectory."""
+    connection_describes: int = 8
+    """Describes of one connection that have not been answered."""
+    user_describes: int = 64
+    """Describes of all connections of one key that have not been answered."""
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:

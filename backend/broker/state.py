@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from ..errors import NotReady
+from ..errors import NotReady, QueueFull
 from ..wire.job_states import JobState
 from ..wire.messages import (
     Cancel,
@@ -37,6 +37,7 @@ from .endings import Endings
 from .events import (
     ClientGarbled,
     ClientSent,
+    DescribeAnswered,
     Digested,
     Drain,
     Event,
@@ -77,6 +78,8 @@ class Broker:
                 self.core.refuse(event.peer, event.error)
             case Undelivered():
                 self.core.undelivered(event.job_id)
+            case DescribeAnswered():
+                self.core.describes.give_back(event.peer, event.user)
             case RankSent():
                 self._rank_sent(event, now_s)
             case RankGarbled():
@@ -152,11 +155,19 @@ class Broker:
             case Cancel():
                 self._endings.cancel_asked(event.peer, message, owner)
             case Describe():
-                self.core.emit(DescribeModel(peer=event.peer, request=message.request, model=message.model))
+                self._describe(event, message)
             case StatusRequest():
                 self.core.tell(event.peer, report.status(self.core, message.request, now_s - self._started_s))
             case _:
                 log.warning("a client sent a %s, which clients do not send", type(message).__name__)
+
+    def _describe(self, event: ClientSent, message: Describe) -> None:
+        try:
+            self.core.describes.take(event.peer, event.user)
+        except QueueFull as error:
+            self.core.refuse(event.peer, error, request=message.request)
+            return
+        self.core.emit(DescribeModel(peer=event.peer, user=event.user, request=message.request, model=message.model))
 
     def _welcome(self, event: ClientSent, message: Hello, now_s: float) -> None:
         owner = (event.user, message.client_id)
