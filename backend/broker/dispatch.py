@@ -103,7 +103,7 @@ class Dispatch:
             return
         core.group.sequence = message.sequence
         core.group.asked(now_s)
-        core.turn = Turn(message.sequence, job)
+        core.turn = Turn(message.sequence, job, _size_bytes(actions))
         core.forgotten(forget)
         for action in actions:
             core.emit(action)
@@ -113,9 +113,10 @@ class Dispatch:
         core = self._core
         message = Repeat(sequence=core.group.sequence + 1, turn=request.turn)
         core.group.sequence = message.sequence
-        core.turn = Turn(message.sequence, job, running=True)
+        actions = self._to_ranks(message, tensors)
+        core.turn = Turn(message.sequence, job, _size_bytes(actions), running=True)
         job.move(JobState.RUNNING)
-        for action in self._to_ranks(message, tensors):
+        for action in actions:
             core.emit(action)
 
     def _to_ranks(self, message: Prepare | Repeat, tensors: Tensors) -> list[SendRanks]:
@@ -148,6 +149,7 @@ class Dispatch:
         """A message of a rank that said hello. What belongs to an aborted turn is ignored."""
         turn, message = self._core.turn, event.received.message
         self._core.group.heard(rank, message, now_s)
+        self._core.unread.read_until(self._core.group.answered_by_all)
         if turn is None:
             return
         job = turn.job
@@ -251,6 +253,7 @@ class Dispatch:
         core.turn = None
         core.group.lose(event.cause, failed=event.failed)
         core.forget.clear()
+        core.unread.clear()
         core.uploads.forget_delivery()
         for known in core.jobs.open():
             known.known_to_ranks = False
@@ -271,6 +274,10 @@ class Dispatch:
             job.requeued = True
             job.move(JobState.QUEUED)
             self._core.queue.push(job.owner, job.job_id, first=True)
+
+
+def _size_bytes(actions: Sequence[SendRanks]) -> int:
+    return sum(memoryview(frame).nbytes for frame in actions[0].frames)
 
 
 def _died(cause: str, *, comes_back: bool) -> WorkerDied:

@@ -50,6 +50,8 @@ class Turn:
     sequence: int
     job: Job
     """It may have ended already, or even begun anew, while ranks still leave this turn."""
+    size_bytes: int
+    """What was sent to rank 0."""
     running: bool = False
     """Go was sent."""
     prepared: set[int] = field(default_factory=set)
@@ -166,6 +168,11 @@ class Group:
     def rank_of(self, peer: bytes) -> Rank | None:
         """The rank behind a routing identity; None for a stranger."""
         return self._by_peer.get(peer)
+
+    @property
+    def answered_by_all(self) -> int:
+        """Number of the last Prepare that every rank has answered."""
+        return min((rank.answered for rank in self._ranks.values()), default=0)
 
     def asked(self, now_s: float) -> None:
         """A Prepare was sent to every rank."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 from hypothesis import HealthCheck, settings
+from tutti.backend.broker.quotas import Accounts
 from tutti.backend.wire.job_states import JobState
 
 from tests.unit.broker.broker_model import PEERS, SAMPLES, TRAJECTORIES, BrokerModel
@@ -81,4 +82,6 @@ def test_a_long_busy_life_breaks_no_promise(seed: int) -> None:
     assert model.repeats > 0
     assert model.hung > 0
     assert model.unfit > 0
+    model.wind_down()
+    assert model.rig.broker.core.accounts == Accounts(model.rig.settings.quotas), "something still counts for somebody"
     assert min(states[state] for state in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)) > 0
