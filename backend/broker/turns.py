@@ -1,8 +1,8 @@
 """Whose turn is next.
 
 Among clients with work waiting, the one that has waited longest since its last turn goes first; within a client, first come first
-served. After an Evaluate reply the group stays with that trajectory for a moment, so that a loop in the client does not lose its
-place at every step.
+served. After an Evaluate reply the group stays with that client for a moment, so that a loop in it does not lose its place at every
+step: with that trajectory, or with another job of the same client, if one waits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CLIENTS_REMEMBERED = 4096
 
 @dataclass(slots=True)
 class Hold:
-    """The group stays with one trajectory."""
+    """The group stays with one client, in the first place with one trajectory of it."""
 
     owner: ClientKey
     job_id: str
@@ -70,8 +70,10 @@ class TurnQueue:
         """
         hold = self._current_hold(now_s)
         if hold:
-            waits = hold.job_id in self._waiting.get(hold.owner, ()) and may_run(hold.job_id)
-            return self._take(hold.owner, hold.job_id) if waits else None
+            waiting = self._waiting.get(hold.owner, ())
+            first = [hold.job_id] if hold.job_id in waiting else []
+            job_id = next(filter(may_run, (*first, *waiting)), None)
+            return None if job_id is None else self._take(hold.owner, job_id)
         for owner in self._clients_in_order():
             for job_id in self._waiting[owner]:
                 if may_run(job_id):
@@ -84,8 +86,8 @@ class TurnQueue:
         return job_id
 
     def hold_for(self, owner: ClientKey, job_id: str, now_s: float) -> None:
-        """An Evaluate of this trajectory was answered: the group stays with it for ``hold_s``."""
-        again = self._hold is not None and self._hold.job_id == job_id
+        """An Evaluate of this trajectory was answered: the group stays with it, and with its client, for ``hold_s``."""
+        again = self._hold is not None and self._hold.owner == owner
         since_s = self._hold.since_s if again and self._hold else now_s
         self._hold = Hold(owner, job_id, since_s, now_s + self.hold_s)
 

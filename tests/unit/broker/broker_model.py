@@ -299,12 +299,13 @@ class BrokerModel(RuleBasedStateMachine):
                     self.check_retries()
 
     def check_fairness(self) -> None:
-        """Nobody who waited all along was served longer ago than the one that is served now, unless a trajectory has the group."""
+        """Nobody who waited all along was served longer ago than the one that is served now, unless a client holds the group."""
         served = self.rig.broker.core.jobs.get(self.ranks.job_id)
         assert served is not None
-        now = self.waiting()
+        now, hold = self.waiting(), self.rig.broker.core.queue._hold
+        is_held = hold is not None and hold.owner == served.owner
         for other, ready in self.waiting_before.items():
-            if other != served.owner and ready & now.get(other, set()) and served.turn == 0 and not served.requeued:
+            if other != served.owner and ready & now.get(other, set()) and not is_held and not served.requeued:
                 assert self.served.get(other, 0) >= self.served.get(served.owner, 0), "a client was passed over"
         self.turns_after_restart += served.turn > 0 and self.rig.broker.core.group.restarts > 0
         self.note_turn(served.owner)

@@ -105,9 +105,31 @@ def test_a_minute_in_a_row_is_no_limit_while_nobody_else_waits() -> None:
     turns = queue()
     turns.hold_for(ALICE, "a1", 0.0)
     turns.hold_for(ALICE, "a1", 59.9)
-    turns.push(ALICE, "a2")
     assert turns.choose(60.1, lambda _: True) is None
     assert turns.held_until_s() == 59.9 + 0.5
+
+
+def test_a_hold_does_not_bind_its_own_client() -> None:
+    turns = queue()
+    turns.push(BOB, "b1")
+    turns.hold_for(ALICE, "a1", 10.0)
+    turns.push(ALICE, "a2")
+    turns.push(ALICE, "a3")
+    assert turns.choose(10.1, lambda job_id: job_id != "a2") == "a3", "one that may not run yet holds nobody up"
+    assert turns.choose(10.1, lambda _: True) == "a2"
+    assert turns.choose(10.1, lambda _: True) is None, "another client waits as before"
+    assert turns.choose(10.5, lambda _: True) == "b1"
+
+
+def test_two_trajectories_of_one_client_have_no_longer_in_a_row_than_one() -> None:
+    turns = queue()
+    turns.push(BOB, "b1")
+    for step in range(600):
+        turns.hold_for(ALICE, f"a{step % 2}", step * 0.1)
+    turns.push(ALICE, "a0")
+    assert turns.choose(59.95, lambda _: True) == "a0"
+    turns.push(ALICE, "a1")
+    assert turns.choose(60.0, lambda _: True) == "b1"
 
 
 def test_the_broker_gives_turns_fairly_between_two_clients() -> None:
@@ -143,6 +165,25 @@ def test_an_evaluate_loop_keeps_its_place_and_loses_it_after_half_a_second() -> 
     rig.evaluate(A, 1, 2)
     rig.run(2)
     assert rig.turn_of == job(1), "its state survived the other's turn"
+
+
+def test_a_client_that_alternates_two_trajectories_waits_for_neither_and_keeps_its_place() -> None:
+    """As a guider with two models does: the hold of each turn must not stall the turn after it."""
+    rig = ready_rig()
+    for number in (1, 2):
+        rig.upload(A, number)
+    rig.evaluate(A, 1, 0)
+    rig.submit(B, 9)
+    before_s = rig.now_s
+    for turn in range(3):
+        for number in (1, 2):
+            rig.evaluate(A, number, turn)
+            assert rig.turn_of == job(number), "at once"
+            rig.run_turn(number, turn)
+            assert rig.turn_of is None, "the other client waits for the end of the hold"
+    assert rig.now_s == before_s
+    rig.wait(0.5)
+    assert rig.turn_of == job(9)
 
 
 def test_the_deadline_is_awaited_only_while_somebody_waits() -> None:
