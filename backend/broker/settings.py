@@ -15,6 +15,10 @@ class Quotas:
     """Open jobs of one client."""
     client_bytes: int = 1024 * MIB
     """Bytes of one client's waiting jobs and uploads."""
+    user_jobs: int = 256
+    """Open jobs of all clients of one key: who holds a key can give as many client ids as there are."""
+    user_bytes: int = 1536 * MIB
+    """Bytes of all clients of one key; less than ``total_bytes``, so that no key can fill the daemon alone."""
     total_jobs: int = 1024
     """Open jobs of all clients."""
     total_bytes: int = 2048 * MIB

@@ -17,6 +17,7 @@ from tutti.backend.broker.actions import (
     SendClient,
     SendRanks,
 )
+from tutti.backend.broker.clients import ClientKey
 from tutti.backend.broker.settings import BrokerSettings, Quotas
 from tutti.backend.wire import codec
 from tutti.backend.wire.digest import content_digest
@@ -39,6 +40,7 @@ from tests.unit.broker.rig import CONTEXT, CONTEXT_DIGEST, TOO_MANY, Rig, evalua
 TOO_MANY_DIGEST = content_digest(TOO_MANY)
 PEERS = (b"A", b"B", b"C")
 SAMPLES, TRAJECTORIES = range(1, 5), range(5, 9)
+USERS = {b"A": "local", b"B": "local", b"C": "another key"}
 peers = st.sampled_from(PEERS)
 fills = st.sampled_from([0.0, 1.0])
 
@@ -60,12 +62,12 @@ class BrokerModel(RuleBasedStateMachine):
         self.turns = self.turns_after_restart = self.forgotten = self.unfit = self.repeats = self.hung = 0
         self.is_given_up = False
         self.seen = 0
-        self.waiting_before: dict[object, set[str]] = {}
+        self.waiting_before: dict[ClientKey, set[str]] = {}
 
     @initialize()
     def begin(self) -> None:
         for peer in PEERS:
-            self.rig.hello(peer)
+            self.rig.hello(peer, user=USERS[peer])
         self.rig.group_starts()
         self.group_comes_up()
         self.follow()
@@ -244,7 +246,7 @@ class BrokerModel(RuleBasedStateMachine):
         """Ids whose state the ranks have to keep."""
         return {known.job_id for known in self.rig.broker.core.jobs.open()}
 
-    def waiting(self) -> dict[object, set[str]]:
+    def waiting(self) -> dict[ClientKey, set[str]]:
         """Runnable queued jobs by owner."""
         core, found = self.rig.broker.core, defaultdict(set)
         for known in core.jobs.open():
@@ -305,15 +307,20 @@ class BrokerModel(RuleBasedStateMachine):
         now, hold = self.waiting(), self.rig.broker.core.queue._hold
         is_held = hold is not None and hold.owner == served.owner
         for other, ready in self.waiting_before.items():
-            if other != served.owner and ready & now.get(other, set()) and not is_held and not served.requeued:
+            if other == served.owner or not ready & now.get(other, set()) or is_held or served.requeued:
+                continue
+            if other[0] == served.owner[0]:
                 assert self.served.get(other, 0) >= self.served.get(served.owner, 0), "a client was passed over"
+            else:
+                assert self.served.get(other[0], 0) >= self.served.get(served.owner[0], 0), "a key was passed over"
         self.turns_after_restart += served.turn > 0 and self.rig.broker.core.group.restarts > 0
         self.note_turn(served.owner)
 
-    def note_turn(self, owner: object) -> None:
+    def note_turn(self, owner: ClientKey | None) -> None:
         """It was somebody's turn, whatever came of it."""
         self.turns += 1
-        self.served[owner] = self.turns
+        if owner:
+            self.served[owner] = self.served[owner[0]] = self.turns
 
     def check_retries(self) -> None:
         """Nobody may kill the group again and again: what died before Go is tried twice at most."""

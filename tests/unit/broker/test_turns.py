@@ -1,12 +1,16 @@
-"""Whose turn it is: fair between clients, first come first served within one, and a trajectory keeps its place for half a second."""
+"""Whose turn it is: fair between keys, then between their clients, first come first served within one, and a trajectory keeps its place for half a second."""
 
 from __future__ import annotations
 
-from tutti.backend.broker.turns import TurnQueue
+import random
+
+import pytest
+from tutti.backend.broker.turns import REMEMBERED, LastTurns, TurnQueue
 
 from tests.unit.broker.rig import A, B, Rig, job, ready_rig
 
 ALICE, BOB, CAROL = ("local", "a"), ("local", "b"), ("local", "c")
+FAR, AWAY = ("other", "f"), ("other", "w")
 
 
 def queue() -> TurnQueue:
@@ -35,6 +39,51 @@ def test_clients_take_turns_however_many_jobs_one_of_them_has() -> None:
         turns.push(BOB, name)
     assert turns.order() == ["a1", "b1", "a2", "b2", "a3", "a4"]
     assert every(turns) == ["a1", "b1", "a2", "b2", "a3", "a4"]
+
+
+def test_keys_take_turns_however_many_clients_one_of_them_invents() -> None:
+    turns = queue()
+    for number in range(6):
+        turns.push(("local", f"client {number}"), f"a{number}")
+    for name in ("f1", "f2"):
+        turns.push(FAR, name)
+    assert every(turns) == ["a0", "f1", "a1", "f2", "a2", "a3", "a4", "a5"]
+
+
+def test_within_a_key_its_clients_take_turns() -> None:
+    turns = queue()
+    for owner, names in ((ALICE, "123"), (BOB, "1"), (FAR, "123"), (AWAY, "1")):
+        for name in names:
+            turns.push(owner, owner[1] + name)
+    assert every(turns) == ["a1", "f1", "b1", "w1", "a2", "f2", "a3", "f3"]
+
+
+def test_a_key_that_was_served_through_another_client_has_had_its_turn() -> None:
+    turns = queue()
+    turns.push(ALICE, "a1")
+    every(turns)
+    turns.push(BOB, "b1")
+    turns.push(FAR, "f1")
+    assert every(turns) == ["f1", "b1"], "Bob never had a turn, but his key had"
+
+
+def test_a_key_whose_jobs_may_not_run_yet_holds_no_other_up() -> None:
+    turns = queue()
+    for owner, name in ((ALICE, "a1"), (BOB, "b1"), (FAR, "f1")):
+        turns.push(owner, name)
+    assert turns.choose(0.0, lambda job_id: job_id not in ("a1", "b1")) == "f1"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_said_to_be_ahead_is_what_runs_before(seed: int) -> None:
+    dice, turns = random.Random(seed), queue()
+    for number in range(60):
+        turns.push(dice.choice([ALICE, BOB, CAROL, FAR, AWAY]), str(number))
+        if dice.random() < 0.5:
+            turns.choose(0.0, lambda _: True)
+    expected = turns.order()
+    assert len(expected) > 10
+    assert every(turns) == expected
 
 
 def test_the_one_that_waited_longest_since_its_last_turn_goes_first() -> None:
@@ -191,3 +240,10 @@ def test_the_deadline_is_awaited_only_while_somebody_waits() -> None:
     rig.upload(A, 1)
     loop_once(rig, 0)
     assert rig.broker.next_deadline_s() is None
+
+
+def test_only_so_many_are_remembered_and_the_one_served_longest_ago_is_forgotten() -> None:
+    turns = LastTurns[int]()
+    for who in range(REMEMBERED + 1):
+        turns.note(who)
+    assert (turns.of(0), turns.of(1), turns.of(REMEMBERED)) == (0, 2, REMEMBERED + 1)
