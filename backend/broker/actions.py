@@ -91,9 +91,10 @@ class SendRanks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DescribeModel:
-    """Look into the catalog, away from the main loop, and answer the client with a Described or a Failed."""
+    """Look into the catalog, away from the main loop, and answer the client with a Described or a Failed; then say DescribeAnswered."""
 
     peer: bytes
+    user: str
     request: int
     model: str
 

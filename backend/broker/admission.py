@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import BadRequest, Draining, GroupFailed, JobConflict, TuttiError, UnknownJob
+from ..errors import BadRequest, Draining, GroupFailed, JobConflict, QueueFull, TuttiError, UnknownJob
 from ..wire.job_states import JobState
 from ..wire.messages import Accepted, Evaluate, Sample, Upload
 from .actions import Digest, ForwardClient
@@ -34,7 +34,7 @@ class Admission:
         elif job.owner != owner or type(job.request) is not type(request):
             self._refuse(event, request.job_id, _conflict())
         elif job.cancelling:
-            self._core.set_successor(job, event)
+            self._wait_behind(job, event)
         elif digest is None or job.digest is None:
             self._compare(event, job)
         elif digest != job.digest:
@@ -50,17 +50,24 @@ class Admission:
         except TuttiError as error:
             self._refuse(event, job.job_id, error)
             return
-        self._core.accounts.take(owner, size_bytes=size_bytes)
         self._core.ask_digest(job)
-        token = self._core.digests.ask(OfSubmission(event, owner, job.job_id))
+        token = self._core.digests.ask(OfSubmission(event, owner, job.job_id), owner, size_bytes)
         self._core.emit(Digest(token=token, frames=event.frames))
 
     def compared(self, purpose: OfSubmission, digest: str, now_s: float) -> None:
         """The digest that :meth:`_compare` asked for has come."""
         request = purpose.event.received.message
-        self._core.accounts.give_back(purpose.owner, size_bytes=purpose.event.size_bytes)
         if isinstance(request, Sample | Evaluate):
             self.submit(purpose.event, request, purpose.owner, now_s, digest)
+
+    def _wait_behind(self, job: Job, event: ClientSent) -> bool:
+        """Have a submission wait for the end of the attempt before it; False if it was refused."""
+        try:
+            self._core.set_successor(job, event)
+        except QueueFull as error:
+            self._refuse(event, job.job_id, error)
+            return False
+        return True
 
     def _answer_again(self, event: ClientSent, job: Job, now_s: float) -> None:
         """The same request again: this connection is the one that is told from now on."""
@@ -73,8 +80,8 @@ class Admission:
         job.peer = event.peer
         if isinstance(job.request, Evaluate) and job.request.turn > 0:
             # A client that begins its loop again while the old one is still open: it was restarted.
-            self._core.set_successor(job, event)
-            self._endings.cancel(job, "superseded")
+            if self._wait_behind(job, event):
+                self._endings.cancel(job, "superseded")
             return
         self._accept(job)
         if job.state is JobState.DONE:
@@ -146,18 +153,18 @@ class Admission:
             self._refuse(event, message.job_id, error)
             return
         core.accounts.take(owner, size_bytes=size_bytes)
-        core.uploads.put(key, message.digest, StoredUpload(event.received.tensors, size_bytes), now_s)
-        token = core.digests.ask(OfUpload(key, message.digest, event.peer))
+        upload = StoredUpload(event.received.tensors, size_bytes)
+        core.uploads.put(key, message.digest, upload, now_s)
+        token = core.digests.ask(OfUpload(key, message.digest, event.peer, upload), owner, size_bytes)
         core.emit(Digest(token=token, tensors=event.received.tensors))
 
     def upload_checked(self, purpose: OfUpload, digest: str) -> None:
         """The digest of an upload has come: turns that wait for it may run, or never will."""
         core, (owner, job_id) = self._core, purpose.key
-        upload = core.uploads.get(purpose.key, purpose.claimed)
-        if upload is None:
-            return
+        if core.uploads.get(purpose.key, purpose.claimed) is not purpose.upload:
+            return  # dropped meanwhile; what came again under the same name has a digest of its own on its way
         if digest == purpose.claimed:
-            upload.checked = True
+            purpose.upload.checked = True
             return
         error = BadRequest("Send the upload again: its content has another digest than it claims.")
         core.accounts.give_back(owner, size_bytes=core.uploads.discard(purpose.key, purpose.claimed))

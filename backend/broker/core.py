@@ -12,6 +12,7 @@ from ..wire.limits import ARRAY_LENGTH, TEXT_LENGTH
 from ..wire.messages import Ended, Failed, GroupState, Message
 from .actions import Action, Digest, EndPreviews, ForwardClient, Persist, SendClient
 from .clients import ClientKey, Connections
+from .describes import PendingDescribes
 from .digests import OfJob, PendingDigests
 from .events import ClientSent
 from .group import Group, Turn
@@ -20,6 +21,7 @@ from .quotas import Accounts
 from .results import KeptResults, Shelf
 from .settings import BrokerSettings
 from .turns import TurnQueue
+from .unread import UnreadPrepares
 from .uploads import UploadStore
 
 
@@ -36,7 +38,9 @@ class Core:
         self.results = KeptResults(settings.kept_s, Shelf(settings.kept_bytes), Shelf(settings.kept_for_absent_bytes))
         self.group = Group(settings.world_size)
         self.turn: Turn | None = None
-        self.digests = PendingDigests()
+        self.unread = UnreadPrepares(self.accounts)
+        self.digests = PendingDigests(self.accounts)
+        self.describes = PendingDescribes(settings.quotas)
         self.forget: dict[str, None] = {}
         """Trajectories that the ranks shall drop with the next Prepare, in order."""
         self.again: deque[ClientSent] = deque()
@@ -92,7 +96,8 @@ class Core:
         """
         if not job.digest_asked:
             job.digest_asked = True
-            self.emit(Digest(token=self.digests.ask(OfJob(job.job_id, job.attempt)), frames=job.frames))
+            token = self.digests.ask(OfJob(job.job_id, job.attempt), job.owner, job.payload_bytes)
+            self.emit(Digest(token=token, frames=job.frames))
 
     def drop_payload(self, job: Job) -> None:
         """The request has been answered (or never will be): let go of it."""
@@ -155,7 +160,13 @@ class Core:
     # --- submissions that wait ------------------------------------------------------------------------------------------------
 
     def set_successor(self, job: Job, event: ClientSent) -> None:
-        """The same id was submitted again while this attempt is being cancelled: it is answered when that has ended."""
+        """The same id was submitted again while this attempt is being cancelled: it is answered when that has ended.
+
+        Raises:
+            QueueFull: its client has too much waiting. What waited before it waits on.
+        """
+        freed = job.successor.size_bytes if job.successor else 0
+        self.accounts.check(job.owner, jobs=0, size_bytes=event.size_bytes - freed)
         self.take_successor(job)
         job.successor = event
         self.accounts.take(job.owner, size_bytes=event.size_bytes)
@@ -173,9 +184,8 @@ class Core:
             self.again.append(event)
 
     def drop_held_submissions(self, owner: ClientKey, job_id: str) -> None:
-        """A Cancel is about submissions too whose bytes are still being compared."""
-        for event in self.digests.discard_submissions(owner, job_id):
-            self.accounts.give_back(owner, size_bytes=event.size_bytes)
+        """A Cancel is about submissions too whose bytes are still being compared. They count until that is over."""
+        self.digests.discard_submissions(owner, job_id)
 
     def next_forget_list(self) -> tuple[str, ...]:
         """What the next Prepare tells the ranks to drop."""

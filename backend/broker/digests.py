@@ -6,11 +6,12 @@ computes them answers in the order in which they were asked for.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from .clients import ClientKey
 from .events import ClientSent
-from .uploads import Key
+from .quotas import Accounts
+from .uploads import Key, StoredUpload
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,35 +38,57 @@ class OfUpload:
     key: Key
     claimed: str
     peer: bytes
+    upload: StoredUpload
 
 
 Purpose = OfJob | OfSubmission | OfUpload
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """One digest that has been asked for."""
+
+    purpose: Purpose | None
+    """None: nobody wants it any more."""
+    owner: ClientKey
+    size_bytes: int
+    """What the thread that computes it holds on to."""
+
+
 class PendingDigests:
-    """Token -> purpose."""
+    """Token -> purpose. The bytes count in the quotas until their digest has come, whatever becomes of the job or the upload meanwhile.
 
-    _purposes: dict[int, Purpose] = field(default_factory=dict)
-    _last_token: int = 0
+    For that moment they may count twice; bytes that wait to be hashed without counting could fill the daemon.
+    """
 
-    def ask(self, purpose: Purpose) -> int:
+    def __init__(self, accounts: Accounts) -> None:
+        self._accounts = accounts
+        self._pending: dict[int, Pending] = {}
+        self._last_token = 0
+
+    def ask(self, purpose: Purpose, owner: ClientKey, size_bytes: int) -> int:
         """A token for one more digest."""
         self._last_token += 1
-        self._purposes[self._last_token] = purpose
+        self._accounts.take(owner, size_bytes=size_bytes)
+        self._pending[self._last_token] = Pending(purpose, owner, size_bytes)
         return self._last_token
 
     def take(self, token: int) -> Purpose | None:
         """What a digest that has come is for."""
-        return self._purposes.pop(token, None)
+        pending = self._pending.pop(token, None)
+        if pending is None:
+            return None
+        self._accounts.give_back(pending.owner, size_bytes=pending.size_bytes)
+        return pending.purpose
 
-    def discard_submissions(self, owner: ClientKey, job_id: str) -> list[ClientSent]:
-        """Forget submissions of this id that are being compared; returns them."""
-        dropped = {
-            token: purpose.event
-            for token, purpose in self._purposes.items()
-            if isinstance(purpose, OfSubmission) and (purpose.owner, purpose.job_id) == (owner, job_id)
-        }
-        for token in dropped:
-            del self._purposes[token]
-        return list(dropped.values())
+    def discard_submissions(self, owner: ClientKey, job_id: str) -> None:
+        """Forget what submissions of this id that are being compared are for."""
+        for token, pending in self._pending.items():
+            purpose = pending.purpose
+            if isinstance(purpose, OfSubmission) and (purpose.owner, purpose.job_id) == (owner, job_id):
+                self._pending[token] = replace(pending, purpose=None)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of everything that waits to be hashed."""
+        return sum(pending.size_bytes for pending in self._pending.values())

@@ -65,7 +65,7 @@ class Dispatch:
             job = core.jobs.get(chosen)
             if job is None:
                 raise InternalError("a job that is not known was queued")
-            self._prepare(job)
+            self._prepare(job, now_s)
 
     def _may_run(self, job_id: str) -> bool:
         """A turn whose uploads are still being checked waits; nobody waits behind it."""
@@ -74,7 +74,7 @@ class Dispatch:
             return True
         return self._core.uploads.ready((job.owner, job_id), job.request)
 
-    def _prepare(self, job: Job) -> None:
+    def _prepare(self, job: Job, now_s: float) -> None:
         core = self._core
         job.move(JobState.PREPARING)
         tensors, forget = self._tensors_of(job), core.next_forget_list()
@@ -102,7 +102,8 @@ class Dispatch:
             core.end(job, JobState.FAILED, BadRequest("Send less with one job: its tensors are too many or too large."))
             return
         core.group.sequence = message.sequence
-        core.turn = Turn(message.sequence, job)
+        core.group.asked(now_s)
+        core.turn = Turn(message.sequence, job, _size_bytes(actions))
         core.forgotten(forget)
         for action in actions:
             core.emit(action)
@@ -112,9 +113,10 @@ class Dispatch:
         core = self._core
         message = Repeat(sequence=core.group.sequence + 1, turn=request.turn)
         core.group.sequence = message.sequence
-        core.turn = Turn(message.sequence, job, running=True)
+        actions = self._to_ranks(message, tensors)
+        core.turn = Turn(message.sequence, job, _size_bytes(actions), running=True)
         job.move(JobState.RUNNING)
-        for action in self._to_ranks(message, tensors):
+        for action in actions:
             core.emit(action)
 
     def _to_ranks(self, message: Prepare | Repeat, tensors: Tensors) -> list[SendRanks]:
@@ -146,6 +148,8 @@ class Dispatch:
     def rank_said(self, event: RankSent, rank: Rank, now_s: float) -> None:
         """A message of a rank that said hello. What belongs to an aborted turn is ignored."""
         turn, message = self._core.turn, event.received.message
+        self._core.group.heard(rank, message, now_s)
+        self._core.unread.read_until(self._core.group.answered_by_all)
         if turn is None:
             return
         job = turn.job
@@ -176,6 +180,8 @@ class Dispatch:
             self._distrust(rank, message)
         elif isinstance(message, Progress):
             job.phase, job.step, job.steps = message.phase, message.step, message.steps
+            if message.phase == "sampling":
+                turn.note_step(now_s)
             self._core.emit(ForwardClient(peer=job.peer, frames=frames, job_id=job.job_id, droppable=True))
         elif not turn.running or job.state is not JobState.RUNNING:
             self._distrust(rank, message)
@@ -247,6 +253,7 @@ class Dispatch:
         core.turn = None
         core.group.lose(event.cause, failed=event.failed)
         core.forget.clear()
+        core.unread.clear()
         core.uploads.forget_delivery()
         for known in core.jobs.open():
             known.known_to_ranks = False
@@ -267,6 +274,10 @@ class Dispatch:
             job.requeued = True
             job.move(JobState.QUEUED)
             self._core.queue.push(job.owner, job.job_id, first=True)
+
+
+def _size_bytes(actions: Sequence[SendRanks]) -> int:
+    return sum(memoryview(frame).nbytes for frame in actions[0].frames)
 
 
 def _died(cause: str, *, comes_back: bool) -> WorkerDied:

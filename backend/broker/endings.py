@@ -45,10 +45,13 @@ class Endings:
 
     def abort_turn(self) -> None:
         """Tell the ranks to forget what they prepare. They do not answer; the next Prepare may follow at once."""
-        if self._core.turn:
-            message = Abort(sequence=self._core.turn.sequence)
-            self._core.emit(SendRanks(peers=self._core.group.peers, message=message, frames=codec.encode(message)))
-            self._core.turn = None
+        core, turn = self._core, self._core.turn
+        if turn:
+            message = Abort(sequence=turn.sequence)
+            core.emit(SendRanks(peers=core.group.peers, message=message, frames=codec.encode(message)))
+            if core.group.answered_by_all < turn.sequence:
+                core.unread.hold(turn.sequence, turn.job.owner, turn.size_bytes)
+            core.turn = None
 
     # --- what clients ask for -------------------------------------------------------------------------------------------------
 

@@ -55,6 +55,14 @@ class Undelivered:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DescribeAnswered:
+    """What a :class:`~.actions.DescribeModel` asked for was looked up, and its client answered."""
+
+    peer: bytes
+    user: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RankSent:
     """A rank's message."""
 
@@ -121,6 +129,7 @@ Event = (
     ClientSent
     | ClientGarbled
     | Undelivered
+    | DescribeAnswered
     | RankSent
     | RankGarbled
     | GroupStarting

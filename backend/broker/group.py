@@ -7,7 +7,19 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..errors import TuttiError
-from ..wire.messages import Call, Done, Evaluate, ModelRef, RankHello, Sample
+from ..wire.job_states import JobState
+from ..wire.messages import (
+    Call,
+    Done,
+    Evaluate,
+    Message,
+    ModelRef,
+    Prepared,
+    Progress,
+    RankHello,
+    Refused,
+    Sample,
+)  # fmt: skip
 from ..wire.tensors import TensorSpec
 from .jobs import Job
 
@@ -25,6 +37,10 @@ class Rank:
     transport: str
     memory_bytes: int = 0
     resident: tuple[str, ...] = ()
+    answered: int = 0
+    """Number of the last turn that it answered the Prepare of, or left."""
+    owes_since_s: float | None = None
+    """Since when it owes the answer to a Prepare and gave no sign of life; None if it owes nothing."""
 
 
 @dataclass(slots=True)
@@ -34,6 +50,8 @@ class Turn:
     sequence: int
     job: Job
     """It may have ended already, or even begun anew, while ranks still leave this turn."""
+    size_bytes: int
+    """What was sent to rank 0."""
     running: bool = False
     """Go was sent."""
     prepared: set[int] = field(default_factory=set)
@@ -42,6 +60,23 @@ class Turn:
     """Rank 0 has answered the Evaluate."""
     failure: TuttiError | None = None
     """What rank 0 reported; told to the client when every rank has left the job."""
+    leaving_since_s: float | None = None
+    """When :attr:`is_leaving` was first seen."""
+    longest_step_s: float = 0.0
+    """Between two reports of a Sample's progress."""
+    _step_s: float | None = None
+
+    @property
+    def is_leaving(self) -> bool:
+        """Rank 0 was told to leave the job, or has answered it: every rank will soon be done."""
+        at_work = self.job.state is JobState.RUNNING and self.job.cancelling is None and self.failure is None
+        return self.running and not at_work
+
+    def note_step(self, now_s: float) -> None:
+        """Rank 0 has reported a step."""
+        if self._step_s is not None:
+            self.longest_step_s = max(self.longest_step_s, now_s - self._step_s)
+        self._step_s = now_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +112,8 @@ class Group:
     """Of the turn that was given last."""
     ready_for: ReadyFor | None = None
     """The same, once it has been answered and every rank has left it: an equal turn may be sent as a Repeat."""
+    given_up: bool = False
+    """A rank was silent for too long: the restart has been asked for."""
     _token: str = ""
     _ranks: dict[int, Rank] = field(default_factory=dict)
     _by_peer: dict[bytes, Rank] = field(default_factory=dict)
@@ -132,11 +169,33 @@ class Group:
         """The rank behind a routing identity; None for a stranger."""
         return self._by_peer.get(peer)
 
+    @property
+    def answered_by_all(self) -> int:
+        """Number of the last Prepare that every rank has answered."""
+        return min((rank.answered for rank in self._ranks.values()), default=0)
+
+    def asked(self, now_s: float) -> None:
+        """A Prepare was sent to every rank."""
+        for rank in self._ranks.values():
+            if rank.owes_since_s is None:
+                rank.owes_since_s = now_s
+
+    def heard(self, rank: Rank, message: Message, now_s: float) -> None:
+        """A sign of life. What rank 0 reports of its loading speaks for the others: they read the same file and report nothing."""
+        if isinstance(message, Prepared | Refused | Done):
+            rank.answered = max(rank.answered, min(message.sequence, self.sequence))
+            rank.owes_since_s = None if rank.answered == self.sequence else now_s
+        elif isinstance(message, Progress) and rank.rank == 0:
+            for other in self._ranks.values():
+                if other.owes_since_s is not None:
+                    other.owes_since_s = now_s
+
     def note(self, rank: Rank, done: Done) -> None:
         """What a rank said when it left a job."""
         rank.memory_bytes, rank.resident = done.memory_bytes, done.resident
 
     def _forget_ranks(self) -> None:
         self.runs = self.ready_for = None
+        self.given_up = False
         self._ranks.clear()
         self._by_peer.clear()

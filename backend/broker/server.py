@@ -35,6 +35,7 @@ from .catalog import Catalog
 from .events import (
     ClientGarbled,
     ClientSent,
+    DescribeAnswered,
     Digested,
     Drain,
     Event,
@@ -338,6 +339,7 @@ class Server:
 
         def answer() -> None:
             self._clients.send(action.peer, frames)
+            self._take(DescribeAnswered(peer=action.peer, user=action.user))
 
         return answer
 

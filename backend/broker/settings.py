@@ -15,12 +15,20 @@ class Quotas:
     """Open jobs of one client."""
     client_bytes: int = 1024 * MIB
     """Bytes of one client's waiting jobs and uploads."""
+    user_jobs: int = 256
+    """Open jobs of all clients of one key: who holds a key can give as many client ids as there are."""
+    user_bytes: int = 1536 * MIB
+    """Bytes of all clients of one key; less than ``total_bytes``, so that no key can fill the daemon alone."""
     total_jobs: int = 1024
     """Open jobs of all clients."""
     total_bytes: int = 2048 * MIB
     """Bytes of all clients' waiting jobs and uploads."""
     trajectory_uploads: int = 64
     """Uploads of one Evaluate trajectory."""
+    connection_describes: int = 8
+    """Describes of one connection that have not been answered."""
+    user_describes: int = 64
+    """Describes of all connections of one key that have not been answered."""
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
@@ -56,4 +64,15 @@ class BrokerSettings:
     """Bytes of results kept for clients that were away when they came."""
     drain_s: float = 25.0
     """How long open jobs may go on once the daemon is told to stop."""
+    prepare_s: float = 120.0
+    """How long a rank may owe the answer to a Prepare while nothing is heard of it, nor of the loading that rank 0 reports."""
+    leave_s: float = 120.0
+    """How long the ranks may take to leave a job that was cancelled or answered; in a Sample at least twice its longest step. They leave
+    before the next model call, and one call of a video model on a CPU takes a minute: a group that works must not be taken for one that
+    hangs."""
     quotas: Quotas = field(default_factory=Quotas)
+
+    def __post_init__(self) -> None:
+        for name in ("prepare_s", "leave_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")

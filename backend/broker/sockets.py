@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ CLIENT_SEND_MARK = 64
 CLIENT_RECEIVE_MARK = 16
 OUTBOX_MESSAGES = 1024
 """Messages that we hold for a client beyond that. More means that it never reads: they are dropped, its results stay kept."""
+OUTBOX_BYTES = 64 * 1024**2
+"""Likewise in bytes; one message may be larger, and waits alone."""
 OUTBOX_RETRY_S = 0.05
 
 
@@ -39,6 +41,37 @@ class Waiting:
     frames: list[Any]
     replaces: str | None
     """Job whose older message of this kind it makes worthless."""
+    size_bytes: int
+
+
+@dataclass(slots=True)
+class Outbox:
+    """What one slow client has not taken yet, in order."""
+
+    waiting: deque[Waiting] = field(default_factory=deque)
+    size_bytes: int = 0
+
+    def put(self, frames: list[Any], replaces: str | None) -> bool:
+        """Keep one more message, instead of an older one if it replaces that; False if it is too much: then nothing is kept."""
+        if replaces is not None:
+            self._keep(item for item in self.waiting if item.replaces != replaces)
+        size_bytes = sum(_size_bytes(frame) for frame in frames)
+        is_full = len(self.waiting) >= OUTBOX_MESSAGES or self.size_bytes + size_bytes > OUTBOX_BYTES
+        if self.waiting and is_full:
+            log.warning("a client does not read what it asks for; dropped %d messages", len(self.waiting) + 1)
+            self._keep(())
+            return False
+        self.waiting.append(Waiting(frames, replaces, size_bytes))
+        self.size_bytes += size_bytes
+        return True
+
+    def sent(self) -> None:
+        """The client has taken the first one."""
+        self.size_bytes -= self.waiting.popleft().size_bytes
+
+    def _keep(self, items: Iterable[Waiting]) -> None:
+        self.waiting = deque(items)
+        self.size_bytes = sum(item.size_bytes for item in self.waiting)
 
 
 class ClientSocket:
@@ -62,7 +95,7 @@ class ClientSocket:
             make_local_server(self.socket)
             self.socket.bind(f"ipc://{local_socket}")
         make_curve_server(self.socket, key)
-        self._outbox: dict[bytes, deque[Waiting]] = {}
+        self._outbox: dict[bytes, Outbox] = {}
 
     def bind(self, address: str) -> str:
         """Listen at ``tcp://HOST:PORT`` (port 0 or ``*``: any; an IPv6 host in brackets); returns the address with the port."""
@@ -78,21 +111,15 @@ class ClientSocket:
             yield frames[0].bytes, user_of(frames[-1]), frames[1:]
 
     def send(self, peer: bytes, frames: Sequence[Frame], *, replaces: str | None = None) -> bool:
-        """Send now, or as soon as the client takes it. False if its connection is gone: nobody gets it."""
+        """Send now, or as soon as the client takes it. False if nobody gets it: its connection is gone, or it reads nothing."""
         ready = sendable(frames)
-        waiting = self._outbox.get(peer)
-        if waiting is None:
+        outbox = self._outbox.get(peer)
+        if outbox is None:
             sent = self._try(peer, ready)
             if sent is not None:
                 return sent
-            waiting = self._outbox[peer] = deque()
-        if replaces is not None:
-            waiting = self._outbox[peer] = deque(item for item in waiting if item.replaces != replaces)
-        waiting.append(Waiting(ready, replaces))
-        if len(waiting) > OUTBOX_MESSAGES:
-            log.warning("a client does not read what it asks for; dropped %d messages", len(waiting))
-            waiting.clear()
-        return True
+            outbox = self._outbox[peer] = Outbox()
+        return outbox.put(ready, replaces)
 
     def send_tracked(self, peer: bytes, frames: Sequence[Frame]) -> Callable[[], bool] | None:
         """Send a message that may be lost; returns what tells whether its last frame has left this process.
@@ -110,10 +137,10 @@ class ClientSocket:
 
     def flush(self) -> None:
         """Try again what slow clients have not taken."""
-        for peer, waiting in list(self._outbox.items()):
-            while waiting and self._try(peer, waiting[0].frames) is not None:
-                waiting.popleft()
-            if not waiting:
+        for peer, outbox in list(self._outbox.items()):
+            while outbox.waiting and self._try(peer, outbox.waiting[0].frames) is not None:
+                outbox.sent()
+            if not outbox.waiting:
                 del self._outbox[peer]
 
     def forget(self, peer: bytes) -> None:
@@ -185,6 +212,10 @@ def _receive(socket: zmq.Socket[bytes]) -> Iterator[list[zmq.Frame]]:
 def sendable(frames: Sequence[Frame]) -> list[Any]:
     """Frames for ``send_multipart``. One that came from a socket goes out as the message it is: shared, not copied, not pinned."""
     return [_message_behind(frame) for frame in frames]
+
+
+def _size_bytes(frame: Any) -> int:
+    return len(frame) if isinstance(frame, zmq.Frame) else memoryview(frame).nbytes
 
 
 def _message_behind(frame: Frame) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from ..errors import NotReady
+from ..errors import NotReady, QueueFull
 from ..wire.job_states import JobState
 from ..wire.messages import (
     Cancel,
@@ -30,12 +30,14 @@ from .actions import Action, DescribeModel, Drained, RestartGroup
 from .admission import Admission
 from .clients import ClientKey
 from .core import Core, why_cancelled
+from .deadlines import Deadlines
 from .digests import OfJob, OfSubmission, OfUpload
 from .dispatch import Dispatch
 from .endings import Endings
 from .events import (
     ClientGarbled,
     ClientSent,
+    DescribeAnswered,
     Digested,
     Drain,
     Event,
@@ -61,6 +63,7 @@ class Broker:
         self._endings = Endings(self.core)
         self._admission = Admission(self.core, self._endings)
         self._dispatch = Dispatch(self.core, self._endings)
+        self._deadlines = Deadlines(self.core)
         self._started_s = now_s
         self._drain_until_s: float | None = None
         self._drained = False
@@ -75,6 +78,8 @@ class Broker:
                 self.core.refuse(event.peer, event.error)
             case Undelivered():
                 self.core.undelivered(event.job_id)
+            case DescribeAnswered():
+                self.core.describes.give_back(event.peer, event.user)
             case RankSent():
                 self._rank_sent(event, now_s)
             case RankGarbled():
@@ -96,7 +101,7 @@ class Broker:
 
     def next_deadline_s(self) -> float | None:
         """When a Tick is due at the latest, beside the regular ones; None if nothing is awaited."""
-        due = [self._drain_until_s]
+        due = [self._drain_until_s, self._deadlines.next_s()]
         if len(self.core.queue) and self.core.turn is None and self.core.group.ready:
             due.append(self.core.queue.held_until_s())
         return min((at_s for at_s in due if at_s is not None), default=None)
@@ -108,6 +113,7 @@ class Broker:
             waiting = self.core.again.popleft()
             self._client_sent(waiting, now_s, renew=False)
         self._dispatch.schedule(now_s)
+        self._deadlines.look(now_s)
         if self.core.draining and not self._drained and not any(True for _ in self.core.jobs.open()):
             self._drained = True
             self.core.emit(Drained())
@@ -149,11 +155,19 @@ class Broker:
             case Cancel():
                 self._endings.cancel_asked(event.peer, message, owner)
             case Describe():
-                self.core.emit(DescribeModel(peer=event.peer, request=message.request, model=message.model))
+                self._describe(event, message)
             case StatusRequest():
                 self.core.tell(event.peer, report.status(self.core, message.request, now_s - self._started_s))
             case _:
                 log.warning("a client sent a %s, which clients do not send", type(message).__name__)
+
+    def _describe(self, event: ClientSent, message: Describe) -> None:
+        try:
+            self.core.describes.take(event.peer, event.user)
+        except QueueFull as error:
+            self.core.refuse(event.peer, error, request=message.request)
+            return
+        self.core.emit(DescribeModel(peer=event.peer, user=event.user, request=message.request, model=message.model))
 
     def _welcome(self, event: ClientSent, message: Hello, now_s: float) -> None:
         owner = (event.user, message.client_id)

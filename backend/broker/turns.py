@@ -1,30 +1,56 @@
 """Whose turn is next.
 
-Among clients with work waiting, the one that has waited longest since its last turn goes first; within a client, first come first
-served. After an Evaluate reply the group stays with that trajectory for a moment, so that a loop in the client does not lose its
-place at every step.
+Among keys with work waiting, the one that has waited longest since its last turn goes first; among the clients of a key likewise; within
+a client, first come first served. After an Evaluate reply the group stays with that client for a moment, so that a loop in it does not lose its place at every
+step: with that trajectory, or with another job of the same client, if one waits.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from typing import Generic, TypeVar
 
 from .clients import ClientKey
 
-CLIENTS_REMEMBERED = 4096
+REMEMBERED = 4096
+"""Keys, and clients, whose last turn is remembered."""
+
+
+Who = TypeVar("Who")
 
 
 @dataclass(slots=True)
 class Hold:
-    """The group stays with one trajectory."""
+    """The group stays with one client, in the first place with one trajectory of it."""
 
     owner: ClientKey
     job_id: str
     since_s: float
     """When it began to have the group to itself."""
     until_s: float
+
+
+class LastTurns(Generic[Who]):
+    """Who had a turn when, of those that had one lately."""
+
+    def __init__(self) -> None:
+        self._number: dict[Who, int] = {}
+        self._turns = 0
+
+    def note(self, who: Who) -> None:
+        """It is its turn."""
+        self._turns += 1
+        self._number.pop(who, None)
+        self._number[who] = self._turns
+        if len(self._number) > REMEMBERED:
+            del self._number[next(iter(self._number))]
+
+    def of(self, who: Who) -> int:
+        """Grows with every turn that is given; 0 for who never had one."""
+        return self._number.get(who, 0)
 
 
 @dataclass(slots=True)
@@ -35,9 +61,8 @@ class TurnQueue:
     hold_longest_s: float
     _waiting: dict[ClientKey, deque[str]] = field(default_factory=dict)
     """Clients with work waiting, in order of arrival."""
-    _last_turn: dict[ClientKey, int] = field(default_factory=dict)
-    """Number of a client's last turn."""
-    _turns: int = 0
+    _clients: LastTurns[ClientKey] = field(default_factory=LastTurns)
+    _users: LastTurns[str] = field(default_factory=LastTurns)
     _hold: Hold | None = None
 
     def __len__(self) -> int:
@@ -59,20 +84,22 @@ class TurnQueue:
 
     def order(self) -> list[str]:
         """Job ids in the order in which they would run if nothing else came."""
-        queues = [list(self._waiting[owner]) for owner in self._clients_in_order()]
-        longest = max(map(len, queues), default=0)
-        return [queue[place] for place in range(longest) for queue in queues if place < len(queue)]
+        return _in_rounds(
+            [_in_rounds([self._waiting[owner] for owner in clients]) for clients in self._clients_by_key()]
+        )
 
     def choose(self, now_s: float, may_run: Callable[[str], bool]) -> str | None:
         """The job that runs next, taken out of the queue; None if none can run or the group is being held.
 
-        A job that may not run yet is passed over: its client's next one, or the next client, goes before it.
+        A job that may not run yet is passed over: its client's next one, the next client, or the next key goes before it.
         """
         hold = self._current_hold(now_s)
         if hold:
-            waits = hold.job_id in self._waiting.get(hold.owner, ()) and may_run(hold.job_id)
-            return self._take(hold.owner, hold.job_id) if waits else None
-        for owner in self._clients_in_order():
+            waiting = self._waiting.get(hold.owner, ())
+            first = [hold.job_id] if hold.job_id in waiting else []
+            job_id = next(filter(may_run, (*first, *waiting)), None)
+            return None if job_id is None else self._take(hold.owner, job_id)
+        for owner in chain.from_iterable(self._clients_by_key()):
             for job_id in self._waiting[owner]:
                 if may_run(job_id):
                     return self._take(owner, job_id)
@@ -80,12 +107,13 @@ class TurnQueue:
 
     def _take(self, owner: ClientKey, job_id: str) -> str:
         self.remove(owner, job_id)
-        self._note_turn(owner)
+        self._clients.note(owner)
+        self._users.note(owner[0])
         return job_id
 
     def hold_for(self, owner: ClientKey, job_id: str, now_s: float) -> None:
-        """An Evaluate of this trajectory was answered: the group stays with it for ``hold_s``."""
-        again = self._hold is not None and self._hold.job_id == job_id
+        """An Evaluate of this trajectory was answered: the group stays with it, and with its client, for ``hold_s``."""
+        again = self._hold is not None and self._hold.owner == owner
         since_s = self._hold.since_s if again and self._hold else now_s
         self._hold = Hold(owner, job_id, since_s, now_s + self.hold_s)
 
@@ -111,13 +139,16 @@ class TurnQueue:
     def _others_wait(self, owner: ClientKey) -> bool:
         return any(other != owner for other in self._waiting)
 
-    def _clients_in_order(self) -> list[ClientKey]:
-        # A dict keeps the order of arrival and sorting is stable: clients that never had a turn go first, by arrival.
-        return sorted(self._waiting, key=lambda owner: self._last_turn.get(owner, 0))
+    def _clients_by_key(self) -> list[list[ClientKey]]:
+        """Clients with work waiting, those of a key together, in the order of their next turns."""
+        by_key: dict[str, list[ClientKey]] = {}
+        # A dict keeps the order of arrival and sorting is stable: who never had a turn goes first, by arrival.
+        for owner in sorted(self._waiting, key=self._clients.of):
+            by_key.setdefault(owner[0], []).append(owner)
+        return [by_key[user] for user in sorted(by_key, key=self._users.of)]
 
-    def _note_turn(self, owner: ClientKey) -> None:
-        self._turns += 1
-        self._last_turn.pop(owner, None)
-        self._last_turn[owner] = self._turns
-        if len(self._last_turn) > CLIENTS_REMEMBERED:
-            del self._last_turn[next(iter(self._last_turn))]
+
+def _in_rounds(queues: Sequence[Sequence[str]]) -> list[str]:
+    """One of each, and again, until all are empty."""
+    longest = max(map(len, queues), default=0)
+    return [queue[place] for place in range(longest) for queue in queues if place < len(queue)]

@@ -14,6 +14,17 @@ FOLLOWS_STATUS: Final = 70
 """Exit status of a rank that leaves a group which cannot go on (``EXIT_GROUP_BROKEN`` of the worker, which imports torch)."""
 OUT_OF_MEMORY_STATUS: Final = 71
 """Likewise, because memory ran out on some ranks only (``EXIT_OUT_OF_MEMORY``)."""
+FAILED_ALONE_STATUS: Final = 72
+"""Likewise, because something else failed on some ranks only (``EXIT_FAILED_ALONE``)."""
+NOT_STARTED_STATUS: Final = 73
+"""Of a rank that never came to wait for work (``EXIT_NOT_STARTED``)."""
+_LEFT: Final = {
+    FOLLOWS_STATUS: "left because the ranks fell out of step or lost one another (their logs say why)",
+    OUT_OF_MEMORY_STATUS: "left because memory ran out on a rank (use a smaller picture or batch, or another weight dtype)",
+    FAILED_ALONE_STATUS: "left because a call failed on one rank and not on the others (their logs say why)",
+    NOT_STARTED_STATUS: "could not start (its log says why)",
+}
+"""What the statuses of ours mean, for clients: no path, host or key, and nothing that an error's text might hold."""
 NAME_LENGTH: Final = 200
 """Longest name of an error, in characters. A line stays below PIPE_BUF (4096 bytes): it is written whole or not at all."""
 
@@ -71,11 +82,9 @@ _REPORTS: dict[str, type[Any]] = {cls.__name__: cls for cls in (RanksStarted, Ra
 
 
 def how_it_ended(number: int | None, status: int | None) -> str:
-    """``was killed by signal 9 (SIGKILL)`` or ``ended with exit status 3``."""
-    if number is None and status == OUT_OF_MEMORY_STATUS:
-        return "left because memory ran out on a rank: use a smaller picture or batch, or another weight dtype"
+    """``was killed by signal 9 (SIGKILL)``, ``ended with exit status 3``, or what the status means."""
     if number is None:
-        return f"ended with exit status {status}"
+        return _LEFT.get(status or 0, f"ended with exit status {status}")
     try:
         return f"was killed by signal {number} ({signal.Signals(number).name})"
     except ValueError:

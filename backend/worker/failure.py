@@ -15,16 +15,22 @@ import torch
 from ..errors import InternalError, OutOfMemory, TuttiError
 
 EXIT_GROUP_BROKEN: Final = 70
-"""Exit code of a rank that leaves a group which cannot go on."""
+"""Exit code of a rank that leaves a group which cannot go on: out of step with the others, or without them or the broker."""
 EXIT_OUT_OF_MEMORY: Final = 71
 """Likewise, because memory ran out on some ranks only."""
+EXIT_FAILED_ALONE: Final = 72
+"""Likewise, because something else failed on some ranks only."""
+EXIT_NOT_STARTED: Final = 73
+"""Of a rank that never came to wait for work."""
 
 log = logging.getLogger(__name__)
 
 
 def exit_status(code: str) -> int:
-    """What a rank exits with, when an error with this wire code broke the group: the daemon tells the client what it means."""
-    return EXIT_OUT_OF_MEMORY if code == OutOfMemory.code else EXIT_GROUP_BROKEN
+    """What a rank exits with when an error with this wire code broke the group (empty: none did): the daemon tells the client."""
+    if code == OutOfMemory.code:
+        return EXIT_OUT_OF_MEMORY
+    return EXIT_FAILED_ALONE if code else EXIT_GROUP_BROKEN
 
 
 def end_process(why: str, status: int = EXIT_GROUP_BROKEN) -> NoReturn:

@@ -13,7 +13,7 @@ from ..models.registry import load_model
 from ..parallel.group import WorkerGroup
 from ..wire.messages import RankHello
 from .control import OutOfStep
-from .failure import end_process, ends_process_after, exit_status
+from .failure import EXIT_NOT_STARTED, end_process, ends_process_after, exit_status
 from .link import BrokerLink
 from .loop import RankLoop
 from .residency import Loader, ResidentModels, model_budget_bytes
@@ -40,6 +40,10 @@ def run_rank(load: Loader = load_model) -> None:
         models = ResidentModels(load, group.device, model_budget_bytes(group.device, settings.ranks_on_device))
         link = BrokerLink(settings.endpoint, f"rank-{settings.rank}-{settings.incarnation}".encode(), stop)
         link.send(_hello(settings, group))
+    except Exception as error:
+        log.exception("cannot start")
+        end_process(f"{type(error).__name__}: {error}", EXIT_NOT_STARTED)
+    try:
         RankLoop(group, link, models, stop).run()
     except OutOfStep as error:
         log.exception("cannot go on")

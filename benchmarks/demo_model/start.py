@@ -37,7 +37,8 @@ def _begin_plainly(layer: nn.Module) -> None:
     if isinstance(layer, nn.Conv2d):
         _random(layer, _SMALL)
     elif hasattr(layer, "conv"):
-        first, _, second, _, last = layer.conv
+        block: Any = layer.conv
+        first, _, second, _, last = block
         _random(first, 1.0)
         _random(second, 1.0)
         nn.init.zeros_(last.weight)
@@ -52,7 +53,7 @@ def _random(conv: nn.Conv2d, share: float) -> None:
 
 
 def _encoder(layers: nn.Sequential) -> None:
-    first, *strided, last = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+    first, *strided, last = _convolutions(layers)
     first.weight[:_COLOURS] = 0
     for colour in range(_COLOURS):
         first.weight[colour, colour, 1, 1] = 1
@@ -97,8 +98,12 @@ def _cosines(component: tuple[int, int]) -> list[float]:
     return [scale * row * column for row in rows for column in columns]
 
 
+def _convolutions(layers: nn.Sequential) -> list[Any]:
+    return [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+
+
 def _decoder(layers: nn.Sequential) -> None:
-    first, *between, last = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+    first, *between, last = _convolutions(layers)
     first.weight[:32] = 0
     for channel in range(16):  # a value and its negative: what is rectified keeps both signs
         first.weight[channel, channel, 1, 1] = 1

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tutti.backend.wire.codec import encode
 from tutti.backend.wire.messages import Failed, Ping, Prepare, Repeat, Result
-from tutti.backend.worker.failure import EXIT_GROUP_BROKEN, EXIT_OUT_OF_MEMORY
+from tutti.backend.worker.failure import EXIT_FAILED_ALONE, EXIT_GROUP_BROKEN, EXIT_OUT_OF_MEMORY
 from tutti.backend.worker.loop import AGREEMENT_S
 from tutti.backend.worker.tensors import to_wire
 
@@ -164,8 +164,9 @@ def test_a_failure_of_one_rank_ends_the_group_soon_and_never_hangs(
     mortal.wait_prepared(turn)
     mortal.go(turn)
     ended_with = {process.wait(AGREEMENT_S + 5) for process in mortal.processes}
-    assert ended_with <= {EXIT_GROUP_BROKEN, EXIT_OUT_OF_MEMORY, 3}
-    assert (EXIT_OUT_OF_MEMORY in ended_with) == (how == "memory"), "the daemon learns the cause from the exit status"
+    meaning = {"memory": EXIT_OUT_OF_MEMORY, "bug": EXIT_FAILED_ALONE, "exit": 3}
+    assert meaning[how] in ended_with, "the daemon learns the cause from the exit status"
+    assert ended_with <= {EXIT_GROUP_BROKEN, meaning[how]}
     assert "this rank ends" in mortal.logs()
     assert not isinstance(turn.answer, Result)
 

@@ -104,12 +104,13 @@ def started(
     plan: str = "auto",
     arguments: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    program: Sequence[str] = (str(TUTTI),),
 ) -> Iterator[Daemon]:
     """Start a daemon with `ranks` CPU ranks over the models folder `models`, yield it at once, and stop it at the end."""
     logs = state_dir / "logs"
     logs.mkdir(exist_ok=True)
     command = [
-        str(TUTTI),
+        *program,
         "serve",
         "--device",
         "cpu",
@@ -151,9 +152,12 @@ def running(
     plan: str = "auto",
     arguments: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    program: Sequence[str] = (str(TUTTI),),
 ) -> Iterator[Daemon]:
     """A daemon whose worker group is ready."""
-    with started(models, state_dir, ranks=ranks, plan=plan, arguments=arguments, environment=environment) as daemon:
+    with started(
+        models, state_dir, ranks=ranks, plan=plan, arguments=arguments, environment=environment, program=program
+    ) as daemon:
         daemon.wait_until_ready()
         yield daemon
 

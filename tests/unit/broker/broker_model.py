@@ -9,8 +9,15 @@ from collections import defaultdict
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from tutti.backend.broker.actions import Action, ForwardClient, Persist, SendClient, SendRanks
-from tutti.backend.broker.digests import OfSubmission
+from tutti.backend.broker.actions import (
+    Action,
+    ForwardClient,
+    Persist,
+    RestartGroup,
+    SendClient,
+    SendRanks,
+)
+from tutti.backend.broker.clients import ClientKey
 from tutti.backend.broker.settings import BrokerSettings, Quotas
 from tutti.backend.wire import codec
 from tutti.backend.wire.digest import content_digest
@@ -33,6 +40,7 @@ from tests.unit.broker.rig import CONTEXT, CONTEXT_DIGEST, TOO_MANY, Rig, evalua
 TOO_MANY_DIGEST = content_digest(TOO_MANY)
 PEERS = (b"A", b"B", b"C")
 SAMPLES, TRAJECTORIES = range(1, 5), range(5, 9)
+USERS = {b"A": "local", b"B": "local", b"C": "another key"}
 peers = st.sampled_from(PEERS)
 fills = st.sampled_from([0.0, 1.0])
 
@@ -51,14 +59,15 @@ class BrokerModel(RuleBasedStateMachine):
         self.last_state: dict[tuple[str, int], JobState] = {}
         self.tries: dict[tuple[str, int, int, str], bool] = {}
         self.served: dict[object, int] = {}
-        self.turns = self.turns_after_restart = self.forgotten = self.unfit = self.repeats = 0
+        self.turns = self.turns_after_restart = self.forgotten = self.unfit = self.repeats = self.hung = 0
+        self.is_given_up = False
         self.seen = 0
-        self.waiting_before: dict[object, set[str]] = {}
+        self.waiting_before: dict[ClientKey, set[str]] = {}
 
     @initialize()
     def begin(self) -> None:
         for peer in PEERS:
-            self.rig.hello(peer)
+            self.rig.hello(peer, user=USERS[peer])
         self.rig.group_starts()
         self.group_comes_up()
         self.follow()
@@ -130,11 +139,14 @@ class BrokerModel(RuleBasedStateMachine):
         self.rig.give_digests()
         self.follow()
 
-    @rule(seconds=st.sampled_from([0.1, 0.6, 3.0, 16.0]))
+    @rule(seconds=st.sampled_from([0.1, 0.6, 3.0, 16.0, 125.0]))
     def time_passes(self, seconds: float) -> None:
         self.waiting_before = self.waiting()
         self.rig.wait(seconds)
         self.follow()
+        if self.is_given_up:
+            self.hung += 1
+            self.group_dies(for_good=1)
 
     # --- ranks ------------------------------------------------------------------------------------------------------------------
 
@@ -154,6 +166,7 @@ class BrokerModel(RuleBasedStateMachine):
     def group_dies(self, for_good: int) -> None:
         self.waiting_before = {}
         self.up, self.failed, self.ranks = False, for_good == 0, Ranks(self.open_trajectories)
+        self.is_given_up = False
         self.rig.group_lost(failed=self.failed)
         self.follow()
 
@@ -163,6 +176,7 @@ class BrokerModel(RuleBasedStateMachine):
         if rank in self.ranks.prepared:
             return
         self.waiting_before = self.waiting()
+        self.ranks.answers[rank] = self.ranks.sequence
         if refuses == 0:
             self.rig.rank(rank, Refused(sequence=self.ranks.sequence, code="bad_plan", message="no"))
         else:
@@ -214,13 +228,25 @@ class BrokerModel(RuleBasedStateMachine):
             if self.ranks.sequence == sequence and self.ranks.running:  # else the next turn has begun
                 self.rank_is_done(rank)
 
+    def wind_down(self) -> None:
+        """Everything comes to its end: jobs are cancelled, digests come, the ranks read what lies before them, results grow old."""
+        for number in (*SAMPLES, *TRAJECTORIES):
+            for peer in PEERS:
+                self.cancel(peer, number)
+        if self.ranks.prepare is not None:
+            self.turn_goes_through()
+        self.digests_come()
+        for rank in (0, 1):
+            self.rig.rank(rank, Prepared(sequence=max(1, self.ranks.sequence)))
+        self.time_passes(1000.0)
+
     # --- following what the broker does -----------------------------------------------------------------------------------------
 
     def open_trajectories(self) -> set[str]:
         """Ids whose state the ranks have to keep."""
         return {known.job_id for known in self.rig.broker.core.jobs.open()}
 
-    def waiting(self) -> dict[object, set[str]]:
+    def waiting(self) -> dict[ClientKey, set[str]]:
         """Runnable queued jobs by owner."""
         core, found = self.rig.broker.core, defaultdict(set)
         for known in core.jobs.open():
@@ -261,6 +287,10 @@ class BrokerModel(RuleBasedStateMachine):
                     assert (message.job_id, JobState.DONE) in {
                         (name, last) for (name, _), last in self.last_state.items()
                     }
+            case RestartGroup(cause=cause):
+                assert self.ranks.may_be_given_up(), f"the ranks did nothing wrong: {cause}"
+                assert not self.is_given_up, "one restart is enough"
+                self.is_given_up = True
             case SendRanks(message=message):
                 new = isinstance(message, Prepare | Repeat) and self.ranks.sequence != message.sequence
                 self.repeats += new and isinstance(message, Repeat)
@@ -271,20 +301,26 @@ class BrokerModel(RuleBasedStateMachine):
                     self.check_retries()
 
     def check_fairness(self) -> None:
-        """Nobody who waited all along was served longer ago than the one that is served now, unless a trajectory has the group."""
+        """Nobody who waited all along was served longer ago than the one that is served now, unless a client holds the group."""
         served = self.rig.broker.core.jobs.get(self.ranks.job_id)
         assert served is not None
-        now = self.waiting()
+        now, hold = self.waiting(), self.rig.broker.core.queue._hold
+        is_held = hold is not None and hold.owner == served.owner
         for other, ready in self.waiting_before.items():
-            if other != served.owner and ready & now.get(other, set()) and served.turn == 0 and not served.requeued:
+            if other == served.owner or not ready & now.get(other, set()) or is_held or served.requeued:
+                continue
+            if other[0] == served.owner[0]:
                 assert self.served.get(other, 0) >= self.served.get(served.owner, 0), "a client was passed over"
+            else:
+                assert self.served.get(other[0], 0) >= self.served.get(served.owner[0], 0), "a key was passed over"
         self.turns_after_restart += served.turn > 0 and self.rig.broker.core.group.restarts > 0
         self.note_turn(served.owner)
 
-    def note_turn(self, owner: object) -> None:
+    def note_turn(self, owner: ClientKey | None) -> None:
         """It was somebody's turn, whatever came of it."""
         self.turns += 1
-        self.served[owner] = self.turns
+        if owner:
+            self.served[owner] = self.served[owner[0]] = self.turns
 
     def check_retries(self) -> None:
         """Nobody may kill the group again and again: what died before Go is tried twice at most."""
@@ -320,13 +356,11 @@ class BrokerModel(RuleBasedStateMachine):
     def quotas_are_the_sum_of_what_is_there(self) -> None:
         core = self.rig.broker.core
         open_jobs = list(core.jobs.open())
-        held = sum(p.event.size_bytes for p in core.digests._purposes.values() if isinstance(p, OfSubmission))
         uploads = sum(upload.size_bytes for stored in core.uploads._stored.values() for upload in stored.values())
         successors = sum(known.successor.size_bytes for known in open_jobs if known.successor)
-        assert core.accounts.total.jobs == len(open_jobs)
-        assert (
-            core.accounts.total.bytes == sum(known.payload_bytes for known in open_jobs) + held + uploads + successors
-        )
+        waiting = sum(known.payload_bytes for known in open_jobs) + uploads + successors
+        assert core.accounts.total.jobs == len(open_jobs) + len(core.unread)
+        assert core.accounts.total.bytes == waiting + core.digests.size_bytes + core.unread.size_bytes
 
     @invariant()
     def every_queued_job_is_in_the_queue_once(self) -> None:

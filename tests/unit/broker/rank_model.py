@@ -26,6 +26,8 @@ class Ranks:
         """The Evaluate that every rank ended well, if nothing came since."""
         self.known: set[str] = set()
         """Uploads that rank 0 has."""
+        self.answers = {0: 0, 1: 0}
+        """Number of the last Prepare that each of them has answered. To one that was aborted they say nothing here."""
 
     def hear(self, action: SendRanks) -> None:
         """Raises AssertionError at anything that breaks the protocol."""
@@ -56,10 +58,18 @@ class Ranks:
                 assert not self.cancelled, "Cancel was said twice"
                 self.cancelled = True
 
+    def may_be_given_up(self) -> bool:
+        """Whether one of them has something to answer, or to leave: else it may be silent as long as it likes."""
+        if self.running:
+            return self.cancelled or self.answered
+        return min(self.answers.values()) < self.sequence
+
     def _begin(self, prepare: Prepare, *, running: bool) -> None:
         assert self.prepare is None, "a turn was given while another one was in flight"
         assert prepare.sequence == self.sequence + 1
         self.prepare, self.sequence, self.running, self.ran = prepare, prepare.sequence, running, None
+        if running:
+            self.answers = dict.fromkeys(self.answers, self.sequence)
         self.prepared, self.done, self.answered, self.cancelled = set(), set(), False, False
         self.answered_well = False
 

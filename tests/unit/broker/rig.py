@@ -108,6 +108,8 @@ class Rig:
     now_s: float = 1000.0
     answer_digests: bool = True
     """Compute digests at once; else they pile up in ``digests``."""
+    users: dict[bytes, str] = field(default_factory=dict)
+    """Connections that have another key than ``local``."""
     log: list[Action] = field(default_factory=list)
     digests: list[Digest] = field(default_factory=list)
 
@@ -145,18 +147,20 @@ class Rig:
         return self.give(Tick())
 
     def client(
-        self, peer: bytes, message: Message, tensors: Tensors | None = None, *, user: str = "local",
+        self, peer: bytes, message: Message, tensors: Tensors | None = None, *, user: str = "",
         model: ModelFile | TuttiError = FILE,
     ) -> list[Action]:  # fmt: skip
         """A client says something."""
         frames = codec.encode(message, tensors)
+        user = user or self.users.get(peer, "local")
         event = ClientSent(peer=peer, user=user, received=codec.decode(frames), frames=frames[1:], model=model)
         return self.give(event)
 
     def hello(self, peer: bytes, client: int = 0, *, user: str = "local") -> list[Action]:
-        """A client's hello; by default every connection is a client of its own."""
+        """A client's hello; by default every connection is a client of its own. It keeps its key."""
         number = client or int.from_bytes(peer, "big") + 1
-        return self.client(peer, Hello(client_id=job(number), software="test"), user=user)
+        self.users[peer] = user
+        return self.client(peer, Hello(client_id=job(number), software="test"))
 
     def submit(self, peer: bytes, number: int, *, fill: float = 0.0, keep: bool = True) -> list[Action]:
         """A Sample."""

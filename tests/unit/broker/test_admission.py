@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tutti.backend.broker.actions import ForwardClient, Persist, SendClient, SendRanks
-from tutti.backend.broker.events import ModelFile
+from tutti.backend.broker.actions import Action, DescribeModel, ForwardClient, Persist, SendClient, SendRanks
+from tutti.backend.broker.events import DescribeAnswered, ModelFile
 from tutti.backend.broker.settings import Quotas
 from tutti.backend.errors import UnknownModel
 from tutti.backend.wire.messages import (
@@ -300,6 +300,47 @@ def test_an_upload_whose_content_is_not_what_it_claims_is_refused() -> None:
 def test_describe_is_handed_to_the_catalog() -> None:
     actions = ready_rig().client(A, Describe(request=3, model="diffusion_models/x.safetensors"))
     assert [(type(a).__name__, getattr(a, "request", None)) for a in actions] == [("DescribeModel", 3)]
+
+
+def describe(rig: Rig, peer: bytes, request: int, user: str = "local") -> list[Action]:
+    return rig.client(peer, Describe(request=request, model=""), user=user)
+
+
+def looked_up(actions: list[Action]) -> int:
+    return sum(isinstance(action, DescribeModel) for action in actions)
+
+
+def test_a_flood_of_describes_is_refused_beyond_what_may_wait_and_goes_on_when_they_are_answered() -> None:
+    rig = ready_rig(quotas=Quotas(connection_describes=3))
+    answers = [describe(rig, A, request) for request in range(1, 1001)]
+    assert sum(map(looked_up, answers)) == 3
+    (refused,) = told(answers[3], A)
+    assert isinstance(refused, Failed)
+    assert (refused.code, refused.request) == ("queue_full", 4)
+    assert looked_up(describe(rig, B, 1)) == 1, "another connection is not held up"
+    rig.give(DescribeAnswered(peer=A, user="local"))
+    assert [looked_up(describe(rig, A, request)) for request in (1001, 1002)] == [1, 0]
+
+
+def test_many_connections_of_one_key_share_a_bound_on_describes() -> None:
+    rig = ready_rig(quotas=Quotas(connection_describes=3, user_describes=5))
+    asked = 0
+    for number in range(10):
+        peer = b"P%d" % number
+        rig.hello(peer)
+        asked += sum(looked_up(describe(rig, peer, request)) for request in range(1, 4))
+    assert asked == 5
+    rig.hello(C, user="another key")
+    assert looked_up(describe(rig, C, 1, user="another key")) == 1
+
+
+def test_describes_that_were_answered_leave_no_count_behind() -> None:
+    rig = ready_rig()
+    for _ in range(3):
+        describe(rig, A, 1)
+        rig.give(DescribeAnswered(peer=A, user="local"))
+    describes = rig.broker.core.describes
+    assert (len(describes), describes._by_connection, describes._by_user) == (0, {}, {})
 
 
 def test_status_shows_ranks_jobs_and_counts() -> None:

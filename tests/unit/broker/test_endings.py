@@ -71,6 +71,7 @@ def test_a_cancelled_sample_ends_and_the_client_is_told(state: str) -> None:
         actions = rig.done()
     if state == "preparing":
         assert sent_to_ranks(actions) == [(2, Abort(sequence=1))]
+        rig.prepared()
     assert codes(actions, A) == ["cancelled"]
     assert (job(1), "cancelled") in persisted(actions)
     assert is_clean(rig)
@@ -83,6 +84,8 @@ def test_a_cancelled_trajectory_ends_and_the_client_is_told(state: str) -> None:
     if state == "running":
         rig.failed(1, "cancelled")
         actions = rig.done()
+    if state == "preparing":
+        rig.prepared()
     assert codes(actions, A) == ["cancelled"]
     assert is_clean(rig)
 
@@ -94,6 +97,8 @@ def test_a_released_trajectory_ends_in_any_state(state: str) -> None:
     if state == "running":
         rig.failed(1, "cancelled")
         actions = rig.done()
+    if state == "preparing":
+        rig.prepared()
     assert told(actions, A)[-1] == Ended(job_id=job(1))
     assert codes(actions, A) == []
     assert is_clean(rig)
@@ -313,6 +318,8 @@ def test_a_sample_that_shall_not_run_on_is_cancelled(state: str) -> None:
         assert sent_to_ranks(actions) == [(1, Cancel(job_id=job(1)))]
         rig.failed(1, "cancelled")
         rig.done()
+    if state == "preparing":
+        rig.prepared()
     assert is_clean(rig)
 
 

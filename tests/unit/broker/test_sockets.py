@@ -16,6 +16,7 @@ from tutti.backend.broker.keys import AuthorizedKeys, KeyPair
 from tutti.backend.broker.sockets import (
     CLIENT_SEND_MARK,
     IO_THREADS,
+    OUTBOX_BYTES,
     OUTBOX_MESSAGES,
     ClientSocket,
     RankSocket,
@@ -175,11 +176,59 @@ def test_an_older_progress_is_replaced_by_a_newer_one_and_results_are_not(stage:
 
 def test_what_waits_for_a_client_is_bounded_and_dropped_with_it(stage: Stage) -> None:
     _, peer = stalled(stage)
-    for _ in range(OUTBOX_MESSAGES):
-        stage.clients.send(peer, [b"pong"])
-    assert sum(map(len, stage.clients._outbox.values())) <= OUTBOX_MESSAGES
+    waiting_before = messages_held(stage, peer)
+    taken = [stage.clients.send(peer, [b"pong"]) for _ in range(OUTBOX_MESSAGES)]
+    assert taken.index(False) == OUTBOX_MESSAGES - waiting_before
+    assert messages_held(stage, peer) <= OUTBOX_MESSAGES
     stage.clients.forget(peer)
     assert not stage.clients.has_waiting
+
+
+def messages_held(stage: Stage, peer: bytes) -> int:
+    return len(stage.clients._outbox[peer].waiting)
+
+
+def bytes_held(stage: Stage, peer: bytes) -> int:
+    """Counted anew, whatever the socket believes."""
+    return sum(memoryview(frame).nbytes for item in stage.clients._outbox[peer].waiting for frame in item.frames)
+
+
+def test_what_waits_for_a_client_is_bounded_in_bytes_and_whoever_sent_too_much_is_told(stage: Stage) -> None:
+    _, peer = stalled(stage)
+    piece = OUTBOX_BYTES // 8
+    taken = []
+    for _ in range(12):
+        taken.append(stage.clients.send(peer, [b"head", bytes(piece)]))
+        assert bytes_held(stage, peer) <= OUTBOX_BYTES
+        assert stage.clients._outbox[peer].size_bytes == bytes_held(stage, peer)
+    assert taken.count(False) == 1, (
+        "what did not fit was not delivered, and its sender must know it: a result stays kept"
+    )
+    assert messages_held(stage, peer) < 8, "it was far below the bound of messages"
+
+
+def test_a_message_larger_than_the_bound_is_delivered_when_nothing_else_waits(stage: Stage) -> None:
+    client, peer = stalled(stage)
+    stage.clients._outbox[peer] = type(stage.clients._outbox[peer])()
+    assert stage.clients.send(peer, [b"large", bytes(OUTBOX_BYTES + 1)])
+    assert not stage.clients.send(peer, [b"one more"]), "and nothing waits behind it"
+    assert stage.clients.send(peer, [b"large", bytes(OUTBOX_BYTES + 1)])
+    last: list[bytes] = []
+    while last[:1] != [b"large"]:
+        last = client.recv_multipart()
+        stage.clients.flush()
+    assert len(last[1]) == OUTBOX_BYTES + 1
+
+
+def test_bytes_that_were_taken_or_replaced_count_no_longer(stage: Stage) -> None:
+    client, peer = stalled(stage)
+    for step in range(100):
+        assert stage.clients.send(peer, [bytes([step]), bytes(OUTBOX_BYTES // 8)], replaces="job")
+    assert stage.clients._outbox[peer].size_bytes == bytes_held(stage, peer) <= OUTBOX_BYTES // 4
+    while stage.clients.has_waiting:
+        client.recv_multipart()
+        stage.clients.flush()
+    assert stage.clients.send(peer, [b"again", bytes(OUTBOX_BYTES)])
 
 
 def test_a_preview_is_not_sent_to_a_client_that_has_results_waiting(stage: Stage) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 from hypothesis import HealthCheck, settings
+from tutti.backend.broker.quotas import Accounts
 from tutti.backend.wire.job_states import JobState
 
 from tests.unit.broker.broker_model import PEERS, SAMPLES, TRAJECTORIES, BrokerModel
@@ -47,7 +48,7 @@ def client_moves(model: BrokerModel, dice: random.Random) -> list[Move]:
 
 def other_moves(model: BrokerModel, dice: random.Random) -> list[Move]:
     """What ranks, the helper thread and the clock may do."""
-    rank, chance, seconds = dice.randrange(2), dice.randrange(6), dice.choice([0.1, 0.6, 3.0, 16.0])
+    rank, chance, seconds = dice.randrange(2), dice.randrange(6), dice.choice([0.1, 0.6, 3.0, 16.0, 125.0])
     return [
         (4, model.digests_come, True),
         (3, lambda: model.time_passes(seconds), True),
@@ -79,5 +80,8 @@ def test_a_long_busy_life_breaks_no_promise(seed: int) -> None:
     assert model.turns_after_restart > 0
     assert model.forgotten > 0
     assert model.repeats > 0
+    assert model.hung > 0
     assert model.unfit > 0
+    model.wind_down()
+    assert model.rig.broker.core.accounts == Accounts(model.rig.settings.quotas), "something still counts for somebody"
     assert min(states[state] for state in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)) > 0

@@ -14,7 +14,9 @@ from tutti.backend.supervisor.logs import last_lines, rotate
 from tutti.backend.supervisor.processes import HeldProcess
 from tutti.backend.supervisor.rendezvous import C10dRendezvous, FileRendezvous
 from tutti.backend.supervisor.reports import (
+    FAILED_ALONE_STATUS,
     FOLLOWS_STATUS,
+    NOT_STARTED_STATUS,
     OUT_OF_MEMORY_STATUS,
     LauncherFailed,
     RankEnded,
@@ -24,7 +26,7 @@ from tutti.backend.supervisor.reports import (
     read_report,
     write_report,
 )
-from tutti.backend.worker.failure import EXIT_GROUP_BROKEN, EXIT_OUT_OF_MEMORY
+from tutti.backend.worker.failure import EXIT_FAILED_ALONE, EXIT_GROUP_BROKEN, EXIT_NOT_STARTED, EXIT_OUT_OF_MEMORY
 
 
 def environment(**changes: object) -> RankEnvironment:
@@ -109,7 +111,11 @@ def test_a_report_to_nobody_is_no_error() -> None:
 def test_an_end_is_told_with_the_signal_or_the_status() -> None:
     assert how_it_ended(9, None) == "was killed by signal 9 (SIGKILL)"
     assert how_it_ended(64, None) == "was killed by signal 64 (SIGRTMAX)"
-    assert how_it_ended(None, 71).startswith("left because memory ran out on a rank: use a smaller picture")
+    assert how_it_ended(None, 70).startswith("left because the ranks fell out of step or lost one another")
+    assert how_it_ended(None, 71).startswith("left because memory ran out on a rank (use a smaller picture")
+    assert how_it_ended(None, 72).startswith("left because a call failed on one rank and not on the others")
+    assert how_it_ended(None, 73) == "could not start (its log says why)"
+    assert how_it_ended(None, 0) == "ended with exit status 0"
     assert how_it_ended(None, 3) == "ended with exit status 3"
     assert RankEnded(rank=1, pid=5, signal=11, status=None).cause() == "rank 1 was killed by signal 11 (SIGSEGV)"
 
@@ -119,6 +125,7 @@ def test_an_end_is_told_with_the_signal_or_the_status() -> None:
     [
         ([(0, None, 70), (1, 9, None)], 1),
         ([(0, None, 70), (1, None, 71)], 1),
+        ([(0, None, 70), (1, None, 72)], 1),
         ([(0, None, 1), (1, None, 70), (2, 11, None)], 2),
         ([(0, None, 70), (1, None, 0)], 1),
         ([(1, None, 70), (0, None, 70)], 0),
@@ -134,6 +141,7 @@ def test_of_ranks_that_ended_together_the_one_that_explains_the_others_is_blamed
 
 def test_the_statuses_that_mean_something_are_the_workers_own() -> None:
     assert (FOLLOWS_STATUS, OUT_OF_MEMORY_STATUS) == (EXIT_GROUP_BROKEN, EXIT_OUT_OF_MEMORY)
+    assert (FAILED_ALONE_STATUS, NOT_STARTED_STATUS) == (EXIT_FAILED_ALONE, EXIT_NOT_STARTED)
 
 
 def test_the_last_five_logs_are_kept(tmp_path: Path) -> None:

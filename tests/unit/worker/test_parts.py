@@ -16,7 +16,14 @@ from torch import Tensor
 from tutti.backend.errors import BadRequest, LocalProtocolError
 from tutti.backend.wire.codec import encode
 from tutti.backend.wire.messages import Failed, Message, Progress
-from tutti.backend.worker.failure import EXIT_GROUP_BROKEN, as_tutti_error
+from tutti.backend.worker.failure import (
+    EXIT_FAILED_ALONE,
+    EXIT_GROUP_BROKEN,
+    EXIT_NOT_STARTED,
+    EXIT_OUT_OF_MEMORY,
+    as_tutti_error,
+    exit_status,
+)
 from tutti.backend.worker.null_rank import load_null
 from tutti.backend.worker.preview import Previews
 from tutti.backend.worker.report import JobReport, StepClock
@@ -169,6 +176,27 @@ def test_a_collective_that_nobody_joins_ends_the_process_with_a_line_that_says_s
     )
     assert done.returncode == EXIT_GROUP_BROKEN
     assert "this rank ends: agreeing took longer than 0.1 s" in done.stderr
+
+
+def test_a_rank_that_cannot_join_the_group_says_by_its_exit_status_that_it_never_started(tmp_path: Path) -> None:
+    numbers = dict.fromkeys(("RANK", "LOCAL_RANK", "TUTTI_GROUP_ID"), "0") | dict.fromkeys(
+        ("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "1"
+    )
+    done = _python(
+        "from tutti.backend.worker.rank import run_rank; run_rank()", **numbers, TUTTI_TOKEN="t" * 64, TUTTI_INCARNATION="1" * 32,
+        TUTTI_RANK_ENDPOINT=f"ipc://{tmp_path}/r", TUTTI_INIT_METHOD=f"file://{tmp_path}/store", TUTTI_DEVICE="cuda", CUDA_VISIBLE_DEVICES="",
+    )  # fmt: skip
+    assert done.returncode == EXIT_NOT_STARTED
+    assert "cannot start" in done.stderr
+
+
+def test_the_exit_status_says_what_kind_of_failure_broke_the_group() -> None:
+    assert [exit_status(code) for code in ("", "out_of_memory", "internal", "bad_request")] == [
+        EXIT_GROUP_BROKEN,
+        EXIT_OUT_OF_MEMORY,
+        EXIT_FAILED_ALONE,
+        EXIT_FAILED_ALONE,
+    ]
 
 
 def test_the_null_model_answers_zeros_in_float32() -> None:
