@@ -1,4 +1,4 @@
-"""What a phase of training needs to go on where it was stopped: parameters and optimizer state in one safetensors file, no pickle.
+"""What a phase of training needs to go on where it was stopped: parameters and optimizer state in one safetensors file.
 
 Randomness needs no state: every step draws from generators seeded with its own number.
 """
