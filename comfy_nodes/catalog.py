@@ -1,4 +1,4 @@
-"""The models a user may pick: the daemon's list united with ComfyUI's own folders and the model that ships with Tutti.
+"""The models a user may pick: the daemon's list united with ComfyUI's own folders.
 
 The page asks for the list on ComfyUI's event loop, so the daemon is asked from a thread of its own and the last known list is given
 when it takes longer than a moment.
@@ -11,7 +11,6 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from ..backend.assets.files import MODELS_FOLDER, TRANSFORMER
 from ..backend.errors import TuttiError
 from ..backend.wire.connection import client_id, find_connection
 from . import host
@@ -41,7 +40,7 @@ class Catalog:
         """Every model name, for the loader's list. Asks the daemon only once ComfyUI serves: importing a pack touches no network."""
         if host.is_serving():
             self._refresh()
-        return sorted({*host.local_models(), *self._names, *_shipped()}, key=str.lower)
+        return sorted({*host.local_models(), *self._names}, key=str.lower)
 
     def _refresh(self) -> None:
         if self._thread is None or not self._thread.is_alive():
@@ -71,11 +70,6 @@ class Catalog:
         """Remember a list of models that the daemon gave."""
         entries = described.manifest or ()
         self._names = tuple(entry.name.removeprefix(PREFIX) for entry in entries if entry.name.startswith(PREFIX))
-
-
-def _shipped() -> list[str]:
-    """What every daemon has, also one that was not asked yet."""
-    return [TRANSFORMER.removeprefix(PREFIX)] if (MODELS_FOLDER / TRANSFORMER).is_file() else []
 
 
 CATALOG: Final = Catalog()
