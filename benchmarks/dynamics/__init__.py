@@ -1,0 +1,1 @@
+"""How activations change from step to step: what residual compression has to work with."""

@@ -1,0 +1,72 @@
+"""What does a setting do to the pictures? The same held-out prompts and noise under several settings, against one rank in float32.
+
+Each setting runs in a daemon of its own, with as many CPU ranks as its plan has. 28 steps of euler, guidance 2.5.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Final
+
+from ...backend.assets.files import AUTOENCODER, MODELS_FOLDER
+from ..report import Figure, argument_parser, finish
+from .grid import write_grid
+from .judgement import DRAWN, accuracy_figures, distance_figures, drawn_scenes, look_at
+from .pictures import Autoencoder
+from .prompts import prompt_set
+from .sampling import sample_prompts
+from .settings import Setting, settings_of
+
+BENCHMARK: Final = "quality"
+PROMPTS: Final = 200
+
+
+def measure(models: Path, settings: list[Setting], count: int, grid: Path | None) -> list[Figure]:
+    """All figures; the first setting is the reference."""
+    autoencoder, prompts = Autoencoder(models / AUTOENCODER), prompt_set(count)
+    drawn = drawn_scenes(prompts)
+    ceiling = look_at(DRAWN, autoencoder.encode(drawn), prompts, autoencoder)
+    shown = [
+        look_at(setting.name, sample_prompts(models, setting, prompts), prompts, autoencoder) for setting in settings
+    ]
+    if grid is not None:
+        write_grid(grid, prompts, drawn, shown)
+    figures = [figure for one in (ceiling, *shown) for figure in accuracy_figures(one, prompts)]
+    return figures + [figure for one in shown[1:] for figure in distance_figures(one, shown[0])]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark; returns the exit code."""
+    parser = argument_parser(__doc__)
+    parser.add_argument(
+        "--setting", action="append", type=_readable, default=[], metavar="NAME:plan=PLAN,dtype=DTYPE",
+        help="compare this with one rank in float32; may be given several times, such as 'two:plan=ulysses=2,dtype=BF16'",
+    )  # fmt: skip
+    parser.add_argument("--models", type=Path, default=MODELS_FOLDER, help="models folder with the demo model's files")
+    parser.add_argument("--prompts", type=int, default=PROMPTS, help=f"how many, at least 2 (default: {PROMPTS})")
+    parser.add_argument(
+        "--grid", type=Path, metavar="FILE", help="write a PNG with the first prompts under every setting"
+    )
+    options = parser.parse_args(arguments)
+    if options.prompts < 2:
+        parser.error("take at least 2 prompts, one of each kind")
+    try:
+        settings = settings_of(options.setting)
+    except ValueError as error:
+        parser.error(str(error))
+    return finish(BENCHMARK, measure(options.models, settings, options.prompts, options.grid), options)
+
+
+def _readable(text: str) -> str:
+    """A setting's text, if it can be read: so that argparse says what is wrong."""
+    try:
+        Setting.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""Every prompt under one setting: a daemon of its own, batches of prompts as Sample messages, and the latents that come back."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from ...backend.assets.files import TRANSFORMER
+from ...backend.client import Client
+from ...backend.demo.job import flux_sigmas
+from ...backend.demo.terminal import Terminal
+from ...backend.errors import InternalError
+from ...backend.wire.messages import Branch, ModelRef, Result, Sample
+from ...backend.wire.tensors import WireTensor
+from ...backend.worker.tensors import to_torch, to_wire
+from ..daemon import daemon
+from ..demo_model.flow import encode_prompts
+from .prompts import Prompt, noise_of
+from .settings import Setting
+
+STEPS: Final = 28
+GUIDANCE: Final = 2.5
+BATCH: Final = 20
+"""Prompts of one Sample."""
+
+
+def sample_prompts(models: Path, setting: Setting, prompts: Sequence[Prompt]) -> Tensor:
+    """The final latents of all prompts, float32 ``[N, 16, 16, 16]``, from the demo model below ``models``."""
+    terminal, latents = Terminal(), list[Tensor]()
+    with daemon(models, ranks=setting.plan.world_size) as client:
+        for first in range(0, len(prompts), BATCH):
+            terminal.bar(setting.name, first, len(prompts))
+            latents.append(_run(client, setting, prompts[first : first + BATCH]))
+    terminal.line(f"  ✓ {setting.name}: {len(prompts)} prompts, {setting.plan}, {setting.dtype}")
+    return torch.cat(latents)
+
+
+def sample_of(setting: Setting, prompts: Sequence[Prompt]) -> tuple[Sample, dict[str, WireTensor]]:
+    """One batch as a message: 28 steps of euler on FLUX.1's schedule. Each prompt has its own row of noise and conditioning."""
+    context, pooled = encode_prompts([prompt.text for prompt in prompts])
+    tensors = {
+        "noise": noise_of(prompts),
+        "sigmas": flux_sigmas(STEPS),
+        "branch.0.context": context,
+        "branch.0.pooled": pooled,
+        "branch.0.guidance": torch.full((len(prompts),), GUIDANCE),
+    }
+    sample = Sample(
+        job_id=secrets.token_hex(16),
+        node_id="quality",
+        on=ModelRef(model=TRANSFORMER, family="flux", dtype=setting.dtype, plan=str(setting.plan)),
+        sampler="euler",
+        cfg=1.0,
+        timestep_multiplier=1.0,
+        branches=(Branch(kind="positive"),),
+        previews=False,
+    )
+    return sample, {name: to_wire(tensor) for name, tensor in tensors.items()}
+
+
+def _run(client: Client, setting: Setting, prompts: Sequence[Prompt]) -> Tensor:
+    received = client.sample(*sample_of(setting, prompts), lambda _: None)
+    if not isinstance(received.message, Result):
+        raise InternalError("A Sample was answered with something else than a Result.")
+    return to_torch(received.tensors["latent"]).clone()
