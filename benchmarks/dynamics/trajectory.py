@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from ...backend.demo.job import flux_sigmas
+from ...backend.demo.request import flux_sigmas
 from ...backend.demo.terminal import Terminal
 from ...backend.errors import InternalError
 from ...backend.models.adapter import CallSpec

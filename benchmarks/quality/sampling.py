@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...backend.assets.files import TRANSFORMER
 from ...backend.client import Client
-from ...backend.demo.job import flux_sigmas
+from ...backend.demo.request import flux_sigmas
 from ...backend.demo.terminal import Terminal
 from ...backend.errors import InternalError
 from ...backend.wire.messages import Branch, ModelRef, Result, Sample
