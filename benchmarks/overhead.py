@@ -56,8 +56,8 @@ class Setting:
 
 
 SETTINGS: Final = (
-    Setting("2 ranks, null network", "tutti.backend.worker.null_rank"),
-    Setting("broker alone", "tutti.benchmarks.null_rank"),
+    Setting("2 ranks, null network, Unix socket", "tutti.backend.worker.null_rank"),
+    Setting("broker alone, Unix socket", "tutti.benchmarks.null_rank"),
     Setting("2 ranks, null network, CURVE", "tutti.backend.worker.null_rank", over_tcp=True),
     Setting("broker alone, CURVE", "tutti.benchmarks.null_rank", over_tcp=True),
 )

@@ -36,6 +36,8 @@ def shipped_file(name: str, folder: Path = FOLDER) -> Path:
     try:
         expected = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))[name]
         found = digest_of(path)
+    except PermissionError as error:
+        raise BadCheckpoint(f"Make {path.name}, a file of Tutti's demo model, readable for this user.") from error
     except (OSError, ValueError, KeyError) as error:
         raise BadCheckpoint(f"Install Tutti again: {path.name}, a file of its demo model, is missing.") from error
     if found != expected:

@@ -46,3 +46,4 @@ def _write(folder: Path, name: str, tensors: dict[str, Tensor]) -> None:
     path = folder / "models" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path, metadata={"license": _LICENCE})
+    path.chmod(0o644)  # it is written for its owner alone, and read by whoever installs the package

@@ -34,7 +34,7 @@ def train(
     ``step(number)`` computes gradients and returns the loss. The learning rate of every group rises linearly over ``warm_up`` steps and
     falls to zero along a half cosine.
     """
-    done, curve = state.load()
+    done, curve = state.load(steps)
     terminal, smoothed = Terminal(), curve[-1][1] if curve else None
     saved_s = told_s = time.monotonic()
     peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
@@ -56,10 +56,10 @@ def train(
                 terminal.line(f"  … {name}: step {number + 1} of {steps}, loss {smoothed:.4f}")
                 told_s = time.monotonic()
         if time.monotonic() - saved_s > SAVE_EVERY_S:
-            state.save(number + 1, curve)
+            state.save(number + 1, steps, curve)
             saved_s = time.monotonic()
     if done < steps:
-        state.save(steps, curve)
+        state.save(steps, steps, curve)
     terminal.line(f"  ✓ {name}: {steps} steps, loss {curve[-1][1]:.4f}")
     return curve
 

@@ -25,8 +25,8 @@ class TrainingState:
         self._modules = modules
         self._optimizers = optimizers
 
-    def save(self, step: int, curve: list[tuple[int, float]]) -> None:
-        """Write everything; a reader sees the old file or the new one."""
+    def save(self, step: int, steps: int, curve: list[tuple[int, float]]) -> None:
+        """Write everything after ``step`` of ``steps``; a reader sees the old file or the new one."""
         tensors: dict[str, Tensor] = {}
         for name, module in self._modules.items():
             tensors |= {f"{name}/{key}": value.detach() for key, value in module.state_dict().items()}
@@ -37,16 +37,24 @@ class TrainingState:
         save_file(
             {name: tensor.contiguous().clone() for name, tensor in tensors.items()},
             temporary,
-            metadata={"step": str(step), "curve": json.dumps(curve)},
+            metadata={"step": str(step), "steps": str(steps), "curve": json.dumps(curve)},
         )
         temporary.replace(self._path)
 
-    def load(self) -> tuple[int, list[tuple[int, float]]]:
-        """Read everything back; returns the steps done and the curve so far. (0, []) if nothing was saved."""
+    def load(self, steps: int) -> tuple[int, list[tuple[int, float]]]:
+        """Read everything back; returns the steps done and the curve so far. (0, []) if nothing was saved.
+
+        Raises:
+            ValueError: what was saved is of a training of another length, whose learning rates were others.
+        """
         if not self._path.exists():
             return 0, []
         with safe_open(self._path, framework="pt") as file:
             metadata = file.metadata()
+            if metadata.get("steps") != str(steps):
+                raise ValueError(
+                    f"Choose another --work folder: {self._path.name} is of a training that is not {steps} steps long."
+                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
         for name, module in self._modules.items():
             module.load_state_dict({key: tensors[f"{name}/{key}"] for key in module.state_dict()})

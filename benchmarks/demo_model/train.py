@@ -115,24 +115,25 @@ def _write_record(recipe: Recipe, curves: Curves, measured: dict[str, float], ou
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, help="where unfinished training is kept (default: in the data folder)")
+    parser.add_argument("--out", type=Path, help="where the files go (default: into this package)")
     parser.add_argument(
-        "--work", type=Path, default=data_folder() / "demo_model", help="where unfinished training is kept"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=files.FOLDER, help="where the files go (default: into this package)"
-    )
-    parser.add_argument(
-        "--short", action="store_true", help="a few steps of everything: a test of the recipe, not a model"
+        "--short", action="store_true", help="a few steps of everything, into --out: a test of the recipe, not a model"
     )
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     parser.add_argument("--no-compile", action="store_true", help="train without torch.compile")
     options = parser.parse_args(arguments)
+    if options.short and options.out is None:
+        parser.error(
+            "say with --out where the files of a short run go: they are no model, and must not replace the one that ships"
+        )
     if options.threads:
         torch.set_num_threads(options.threads)
     recipe = SHORT if options.short else Recipe()
     if options.no_compile:
         recipe = replace(recipe, compiled=False)
-    run(recipe, options.work, options.out)
+    work = options.work or data_folder() / ("demo_model_short" if options.short else "demo_model")
+    run(recipe, work, options.out or files.FOLDER)
     return 0
 
 

@@ -14,7 +14,7 @@ from ...backend.assets.files import TRANSFORMER
 from ...backend.client import Client
 from ...backend.demo.request import flux_sigmas
 from ...backend.demo.terminal import Terminal
-from ...backend.errors import InternalError
+from ...backend.errors import InternalError, UnknownModel
 from ...backend.wire.messages import Branch, ModelRef, Result, Sample
 from ...backend.wire.tensors import WireTensor
 from ...backend.worker.tensors import to_torch, to_wire
@@ -30,7 +30,13 @@ BATCH: Final = 20
 
 
 def sample_prompts(models: Path, setting: Setting, prompts: Sequence[Prompt]) -> Tensor:
-    """The final latents of all prompts, float32 ``[N, 16, 16, 16]``, from the demo model below ``models``."""
+    """The final latents of all prompts, float32 ``[N, 16, 16, 16]``, from the demo model below ``models``.
+
+    Raises:
+        UnknownModel: it is not there; the daemon would take the one that ships instead.
+    """
+    if not (models / TRANSFORMER).is_file():
+        raise UnknownModel(f"Give --models a folder with {TRANSFORMER}: there is none in this one.")
     terminal, latents = Terminal(), list[Tensor]()
     with daemon(models, ranks=setting.plan.world_size) as client:
         for first in range(0, len(prompts), BATCH):

@@ -13,7 +13,7 @@ from tutti.backend.assets.files import AUTOENCODER, TRANSFORMER, shipped_file
 from tutti.benchmarks.demo_model import autoencoder, flow
 from tutti.benchmarks.demo_model.export import taesd_names
 from tutti.benchmarks.demo_model.state import TrainingState
-from tutti.benchmarks.demo_model.train import SHORT, run
+from tutti.benchmarks.demo_model.train import SHORT, main, run
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,10 @@ def test_a_training_that_was_stopped_ends_like_one_that_was_not(tmp_path: Path) 
     again, curve = autoencoder.train_autoencoder(stopped, steps=6, batch=2)
     assert curve[-1][0] == 6
     for name, tensor in once.state_dict().items():
+        # The same sums in the same order: only the convolutions' own threads may round differently from run to run.
         torch.testing.assert_close(again.state_dict()[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+    with pytest.raises(ValueError, match="another --work folder"):
+        autoencoder.train_autoencoder(stopped, steps=7, batch=2)
 
 
 def _stop_after(folder: Path, steps: int) -> None:
@@ -60,19 +63,26 @@ def _stop_after(folder: Path, steps: int) -> None:
 
     def counted(step: int, batch: int) -> torch.Tensor:
         if step == steps:
-            save(states[0], step, [])
+            save(states[0], step, 6, [])
             raise KeyboardInterrupt
         return crops(step, batch)
 
     class Remembered(TrainingState):
-        def load(self) -> tuple[int, list[tuple[int, float]]]:
+        def load(self, steps: int) -> tuple[int, list[tuple[int, float]]]:
             states.append(self)
-            return super().load()
+            return super().load(steps)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(autoencoder, "crops", counted)
         patch.setattr(autoencoder, "TrainingState", Remembered)
         autoencoder.train_autoencoder(folder, steps=6, batch=2)
+
+
+def test_a_short_run_does_not_replace_what_ships(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--short", "--work", str(tmp_path)])
+    assert "--out" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
 
 
 def test_patches_are_taken_apart_and_put_together_again() -> None:
