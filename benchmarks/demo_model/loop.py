@@ -39,7 +39,7 @@ def train(
     saved_s = told_s = time.monotonic()
     peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     for number in range(done, steps):
-        rate = learning_rate(number, steps, warm_up)
+        rate = learning_rate(number, steps, min(warm_up, steps // 4 + 1))
         for optimizer, rates in zip(optimizers, peaks, strict=True):
             optimizer.zero_grad(set_to_none=True)
             for group, peak in zip(optimizer.param_groups, rates, strict=True):
