@@ -2,7 +2,8 @@
 
 A model's folder may lie on a drive that answers late. So the catalog is asked away from the main loop, unless it has answered just now.
 Until it answers, the connection that asked is held: what it sends is kept behind its submission, so that no Cancel, Upload or later turn
-overtakes it. Other connections do not notice.
+overtakes it. The catalog answers one question after the other: submissions of other connections whose model it has not found just now wait
+for it too, and nothing else does.
 """
 
 from __future__ import annotations

@@ -111,6 +111,9 @@ class Server:
         self._on_ready = on_ready
         self._hashing = Background("tutti-digests")
         self._looking_up = Background("tutti-catalog")
+        self._describing = Background(
+            "tutti-listings"
+        )  # one listing may walk a whole drive: no submission waits behind it
         self._lookups = Lookups()
         self._previews = PreviewSlots(clients.send_tracked)
         self._wake_fd, self._signal_fd = os.pipe()
@@ -143,6 +146,7 @@ class Server:
             self._ranks.socket,
             self._hashing.fd,
             self._looking_up.fd,
+            self._describing.fd,
             self._wake_fd,
         ):
             poller.register(readable, zmq.POLLIN)
@@ -174,6 +178,7 @@ class Server:
         self._clients.flush()
         self._hashing.close()
         self._looking_up.close()
+        self._describing.close()
         self._ledger.close()
         self._ranks.close()
         self._clients.close()
@@ -212,7 +217,7 @@ class Server:
         if self._clients.socket in ready:
             for peer, user, frames in self._clients.receive():
                 self._from_client(peer, user, frames)
-        for background in (self._hashing, self._looking_up):
+        for background in (self._hashing, self._looking_up, self._describing):
             if background.fd in ready:
                 background.collect()
         if self._wake_fd in ready:
@@ -317,7 +322,7 @@ class Server:
             case Digest():
                 self._hashing.ask(functools.partial(self._digest, action))
             case DescribeModel():
-                self._looking_up.ask(functools.partial(self._describe, action))
+                self._describing.ask(functools.partial(self._describe, action))
             case RestartGroup():
                 log.error("restarting the worker group: %s", action.cause)
                 self._group_events(self._group.restart(action.cause, time.monotonic()))

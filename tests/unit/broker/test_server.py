@@ -27,8 +27,11 @@ from tutti.backend.wire.connection import Connection
 from tutti.backend.wire.messages import (
     Accepted,
     Cancel,
+    Describe,
+    Described,
     Failed,
     Hello,
+    ManifestEntry,
     Message,
     Ping,
     Pong,
@@ -68,6 +71,18 @@ class BlockingCatalog(Catalog):
         self.asked.set()
         assert self.answers.wait(DEADLINE_S)
         return FILE
+
+
+class ListingCatalog(BlockingCatalog):
+    """Stands for one whose files are found at once, and whose folders take for ever to list."""
+
+    def resolve(self, name: str) -> ModelFile:
+        return FILE
+
+    def list_models(self) -> tuple[ManifestEntry, ...]:
+        self.asked.set()
+        assert self.answers.wait(DEADLINE_S)
+        return ()
 
 
 class BrokenCatalog(BlockingCatalog):
@@ -249,6 +264,19 @@ def test_a_key_that_is_revoked_while_its_messages_are_kept_gets_nothing_in(stage
     keys.revoke("box")
     stage.catalog.answers.set()
     assert words(client, 2) == [AuthFailed.code, AuthFailed.code]
+
+
+def test_a_submission_does_not_wait_for_a_listing_of_the_models(state_dir: Path) -> None:
+    with serving(state_dir, ListingCatalog()) as stage:
+        lists, submits = stage.link(1), stage.link(2)
+        for number in range(5):
+            lists.send(Describe(request=number, model=""))
+        assert stage.catalog.asked.wait(DEADLINE_S)
+        submits.send(sample(job(1)), sample_tensors())
+        assert isinstance(heard(submits, SOON_S), Accepted)
+        assert heard(lists, 0.05) is None, "negative control: the listing was at work all the time"
+        stage.catalog.answers.set()
+        assert isinstance(heard(lists), Described)
 
 
 def test_a_catalog_that_fails_holds_nobody(state_dir: Path) -> None:
