@@ -95,14 +95,19 @@ class Catalog:
         return described
 
     def list_models(self) -> tuple[ManifestEntry, ...]:
-        """Every model name with its size, in order of name."""
+        """Every model name with its size, in order of name; of more than a manifest holds, those found first."""
         found: dict[str, int] = {}
+        for name, size_bytes in self._walk_all():
+            found.setdefault(name, size_bytes)
+            if len(found) >= MANIFEST_ENTRIES:
+                break
+        return tuple(ManifestEntry(name=name, kind="FILE", numbers=(found[name],)) for name in sorted(found))
+
+    def _walk_all(self) -> Iterator[tuple[str, int]]:
+        """Model names and sizes of one folder after the other. A name may come several times: the first one counts."""
         for folder in self.folders():
             for parts, size_bytes in _walk(folder, ()):
-                found.setdefault("/".join((CATEGORY, *parts)), size_bytes)
-                if len(found) == MANIFEST_ENTRIES:
-                    break
-        return tuple(ManifestEntry(name=name, kind="FILE", numbers=(found[name],)) for name in sorted(found))
+                yield "/".join((CATEGORY, *parts)), size_bytes
 
     def _find(self, name: str) -> tuple[Path, os.stat_result]:
         parts = relative_path(name)
