@@ -116,7 +116,7 @@ class Server:
         self._describing = Background(
             "tutti-listings"
         )  # one listing may walk a whole drive: no submission waits behind it
-        self._lookups = Lookups()
+        self._lookups = Lookups(broker.core.accounts, broker.core.connections)
         self._previews = PreviewSlots(clients.send_tracked)
         self._wake_fd, self._signal_fd = os.pipe()
         os.set_blocking(self._wake_fd, False)

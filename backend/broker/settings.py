@@ -14,7 +14,7 @@ class Quotas:
     client_jobs: int = 64
     """Open jobs of one client."""
     client_bytes: int = 1024 * MIB
-    """Bytes of one client's waiting jobs and uploads."""
+    """Bytes of one client's waiting jobs and uploads, those whose model is being looked up included."""
     user_jobs: int = 256
     """Open jobs of all clients of one key: who holds a key can give as many client ids as there are."""
     user_bytes: int = 1536 * MIB
