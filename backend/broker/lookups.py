@@ -12,7 +12,7 @@ import itertools
 from collections import deque
 from dataclasses import dataclass, replace
 
-from ..errors import Busy, QueueFull, TuttiError
+from ..errors import Busy, Draining, QueueFull, TuttiError
 from ..wire.messages import Cancel, Evaluate, Failed, Ping, Release, Sample
 from .clients import ClientKey, Connections
 from .events import ClientGarbled, ClientSent, ModelFile
@@ -83,6 +83,7 @@ class Lookups:
         self._recent: dict[str, tuple[ModelFile, float]] = {}
         """Model name -> its file, and until when that may be believed. Refusals are not kept: a missing file may come any moment."""
         self._tokens = itertools.count(1)
+        self._draining = False
 
     def arrived(self, event: Arrived, now_s: float) -> list[Step]:
         """A client's message. A Ping passes: it says that the connection lives, and changes nothing that could be overtaken."""
@@ -119,11 +120,18 @@ class Lookups:
         late = [held for held in self._held.values() if now_s >= held.until_s]
         return [step for held in late for step in self._release(held, error, now_s)]
 
+    def drain(self, now_s: float) -> list[Step]:
+        """The daemon takes no new work: submissions go on without their model, to be refused, and none is held any more."""
+        self._draining = True
+        return [step for held in list(self._held.values()) for step in self._release(held, _draining(), now_s)]
+
     def _ready(self, event: Arrived, now_s: float) -> Arrived | None:
         """The event as the broker may have it now; None if the catalog has to be asked first."""
         model = _model_of(event)
         if model is None or not isinstance(event, ClientSent):
             return event
+        if self._draining:
+            return replace(event, model=_draining())
         known = self._recent.get(model)
         return replace(event, model=known[0]) if known is not None and now_s < known[1] else None
 
@@ -182,6 +190,10 @@ def _model_of(event: Arrived) -> str | None:
     if isinstance(message, Sample) or (isinstance(message, Evaluate) and message.turn == 0):
         return message.on.model
     return None
+
+
+def _draining() -> Draining:
+    return Draining("Send it again when the daemon is back: it is being stopped and takes no new work.")
 
 
 def _refusal(event: Arrived, error: QueueFull) -> Refusal:

@@ -173,6 +173,7 @@ class Server:
             if self._clients.has_waiting:
                 self._note_lost(self._clients.flush())
         self._take(Stop())
+        self._follow_later(self._lookups.drain(time.monotonic()))
 
     def close(self) -> None:
         """Stop the group, then let go of everything. Safe after a run that failed."""
@@ -291,6 +292,7 @@ class Server:
         elif self._drain_asked and self._drain_until_s is None:
             self._drain_until_s = now_s + self._broker.core.settings.drain_s + DRAIN_GRACE_S
             self._take(Drain())
+            self._follow_later(self._lookups.drain(now_s))
         elif self._drain_until_s is not None and now_s > self._drain_until_s:
             log.warning("stopped with a job still running")
             self._over = True

@@ -11,7 +11,7 @@ from tutti.backend.broker.events import ClientGarbled, ClientSent, ModelFile
 from tutti.backend.broker.lookups import FRESH_S, HELD_MESSAGES, LONGEST_S, Arrived, LookUp, Lookups, Refusal, Step
 from tutti.backend.broker.quotas import Accounts
 from tutti.backend.broker.settings import Quotas
-from tutti.backend.errors import Busy, QueueFull, RemoteProtocolError, UnknownModel
+from tutti.backend.errors import Busy, Draining, QueueFull, RemoteProtocolError, UnknownModel
 from tutti.backend.wire import codec
 from tutti.backend.wire.messages import Cancel, Describe, Hello, Message, Ping, Release, Upload
 from tutti.backend.wire.tensors import Tensors
@@ -253,6 +253,21 @@ def test_a_drive_that_never_answers_is_given_up_and_its_late_answer_changes_noth
     other = only_lookup(table.arrived(a_sample(A, 2), LONGEST_S))
     assert table.found(asked, MISSING, LONGEST_S) == [], "the answer to the first is none to the second"
     assert messages(table.found(other, MISSING, LONGEST_S)) == [sample(job(2))]
+
+
+def test_a_daemon_that_drains_holds_nobody_any_longer() -> None:
+    table = a_table()
+    asked = only_lookup(table.arrived(a_sample(A, 1), 0.0))
+    for event in (sent(A, Cancel(job_id=job(1))), a_sample(A, 2)):
+        table.arrived(event, 0.0)
+    table.arrived(a_sample(B, 3), 0.0)
+    steps = table.drain(1.0)
+    assert messages(steps) == [sample(job(1)), Cancel(job_id=job(1)), sample(job(2)), sample(job(3))]
+    (late,) = table.arrived(a_sample(A, 4), 1.0)
+    submissions = [step for step in (*steps, late) if isinstance(step, ClientSent) and step.received.tensors]
+    assert [type(step.model) for step in submissions] == [Draining] * 4
+    assert table.found(asked, FILE, 2.0) == []
+    assert table._accounts == Accounts(Quotas())
 
 
 def out_of_order(seed: int, *, hold: bool) -> int:

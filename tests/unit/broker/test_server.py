@@ -22,7 +22,7 @@ from tutti.backend.broker.settings import BrokerSettings
 from tutti.backend.broker.sockets import ClientSocket, RankSocket
 from tutti.backend.broker.state import Broker
 from tutti.backend.client.link import Link
-from tutti.backend.errors import AuthFailed, BadRequest, Busy, InternalError, JobCancelled, UnknownJob
+from tutti.backend.errors import AuthFailed, BadRequest, Busy, Draining, InternalError, JobCancelled, UnknownJob
 from tutti.backend.wire.connection import Connection
 from tutti.backend.wire.messages import (
     Accepted,
@@ -251,6 +251,21 @@ def test_a_drive_that_never_answers_is_given_up(stage: Stage, monkeypatch: pytes
     client.send(sample(job(1)), sample_tensors())
     client.send(StatusRequest(request=1))
     assert words(client, 2) == [Busy.code, "Status"]
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_client_whose_model_is_looked_up_is_told_that_the_daemon_stops(stage: Stage, signals: int) -> None:
+    client, other = stage.link(1), stage.link(2)
+    for link, number in ((client, 1), (other, 2)):
+        link.send(sample(job(number)), sample_tensors())
+        link.send(Cancel(job_id=job(number)))
+        link.send(Ping(nonce=number))
+        assert isinstance(heard(link), Pong), "its job is held: what passes it is answered"
+    assert stage.catalog.asked.wait(DEADLINE_S)
+    for _ in range(signals):
+        stage.server.ask_drain()
+    for link in (client, other):
+        assert words(link, 2) == [Draining.code, UnknownJob.code]
 
 
 def test_a_key_that_is_revoked_while_its_messages_are_kept_gets_nothing_in(stage: Stage, state_dir: Path) -> None:
