@@ -178,7 +178,8 @@ class Dispatch:
         self, message: Message, frames: Sequence[Frame], rank: Rank, turn: Turn, job: Job, now_s: float
     ) -> None:
         if rank.rank != 0:
-            self._distrust(rank, message)
+            if not isinstance(message, Progress) or message.phase != "loading" or turn.running:
+                self._distrust(rank, message)
         elif isinstance(message, Progress):
             job.phase, job.step, job.steps = message.phase, message.step, message.steps
             if message.phase == "sampling":

@@ -65,7 +65,7 @@ class BrokerSettings:
     drain_s: float = 25.0
     """How long open jobs may go on once the daemon is told to stop."""
     prepare_s: float = 120.0
-    """How long a rank may owe the answer to a Prepare while nothing is heard of it, nor of the loading that rank 0 reports."""
+    """How long a rank may owe the answer to a Prepare while nothing is heard of it, its loading included."""
     leave_s: float = 120.0
     """How long the ranks may take to leave a job that was cancelled or answered; in a Sample at least twice its longest step. They leave
     before the next model call, and one call of a video model on a CPU takes a minute: a group that works must not be taken for one that
