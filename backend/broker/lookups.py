@@ -19,7 +19,9 @@ from .events import ClientGarbled, ClientSent, ModelFile
 from .quotas import Accounts
 
 FRESH_S = 1.0
-"""An answer is taken again for so long. Whoever replaces a checkpoint and submits a job sooner than that gets the old one."""
+"""An answer is taken again for so long. A job that is submitted sooner than that after its checkpoint was replaced is given the old
+fingerprint: ranks that hold the old weights compute with them, others read the new file and take it for the old one until the next job
+of it is looked up."""
 LONGEST_S = 60.0
 """A drive that has not answered after so long is given up for this submission."""
 HELD_MESSAGES = 64

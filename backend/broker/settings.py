@@ -12,7 +12,7 @@ class Quotas:
     """How much may wait in the daemon at once. Whoever asks for more is answered QueueFull."""
 
     client_jobs: int = 64
-    """Open jobs of one client."""
+    """Open jobs of one client, and those that it gave up and the ranks have not read yet."""
     client_bytes: int = 1024 * MIB
     """Bytes of one client's waiting jobs and uploads, those whose model is being looked up included."""
     user_jobs: int = 256
@@ -55,7 +55,7 @@ class BrokerSettings:
     hold_s: float = 0.5
     """How long the group stays with a trajectory after an Evaluate reply."""
     hold_longest_s: float = 60.0
-    """After so long in a row with one trajectory, a waiting client of another one gets its turn all the same."""
+    """After so long in a row with one client, whatever its trajectories, another client that waits gets its turn all the same."""
     kept_s: float = 600.0
     """How long a result is kept for a client that asks again."""
     kept_bytes: int = 8 * MIB
