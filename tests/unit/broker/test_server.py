@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import zmq
-from tutti.backend.broker import lookups
+from tutti.backend.broker import lookups, sockets
 from tutti.backend.broker.auth import Gate, ZapHandler
 from tutti.backend.broker.catalog import Catalog
 from tutti.backend.broker.events import GroupLost, GroupStarting, ModelFile
@@ -251,6 +251,52 @@ def test_a_drive_that_never_answers_is_given_up(stage: Stage, monkeypatch: pytes
     client.send(sample(job(1)), sample_tensors())
     client.send(StatusRequest(request=1))
     assert words(client, 2) == [Busy.code, "Status"]
+
+
+@contextmanager
+def nothing_is_taken(stage: Stage, monkeypatch: pytest.MonkeyPatch, asked: int) -> Iterator[None]:
+    """Stands for clients that do not read, until ``asked`` of their messages have been answered into the outbox."""
+    answered = threading.Semaphore(0)
+    put = sockets.Outbox.put
+
+    def put_noted(outbox: sockets.Outbox, frames: list[object], **rest: str | None) -> list[str]:
+        lost = put(outbox, frames, **rest)  # type: ignore[arg-type]
+        answered.release()
+        return lost
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sockets, "OUTBOX_MESSAGES", 3)
+        patched.setattr(sockets.Outbox, "put", put_noted)
+        patched.setattr(sockets.ClientSocket, "_try", lambda *_: None)
+        yield
+        for _ in range(asked):
+            assert answered.acquire(timeout=DEADLINE_S)
+
+
+def test_a_client_that_did_not_read_is_told_that_its_answers_were_dropped(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = stage.link(1)
+    with nothing_is_taken(stage, monkeypatch, asked=4):
+        for number in range(4):
+            client.send(StatusRequest(request=number))
+    dropped = heard(client)
+    assert isinstance(dropped, Failed)
+    assert (dropped.code, dropped.request, dropped.job_id) == (Busy.code, None, None)
+    client.send(StatusRequest(request=9))
+    assert isinstance(heard(client), Status)
+
+
+def test_a_client_that_pings_for_an_hour_and_reads_nothing_has_missed_nothing_but_pongs(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = stage.link(1)
+    with nothing_is_taken(stage, monkeypatch, asked=22):
+        client.send(StatusRequest(request=1))
+        for nonce in range(20):
+            client.send(Ping(nonce=nonce))
+        client.send(StatusRequest(request=2))
+    assert words(client, 3) == ["Status", "Pong", "Status"]
 
 
 @pytest.mark.parametrize("signals", [1, 2])
