@@ -155,8 +155,8 @@ class Admission:
         core.accounts.take(owner, size_bytes=size_bytes)
         upload = StoredUpload(event.received.tensors, size_bytes)
         core.uploads.put(key, message.digest, upload, now_s)
-        token = core.digests.ask(OfUpload(key, message.digest, event.peer, upload), owner, size_bytes)
-        core.emit(Digest(token=token, tensors=event.received.tensors))
+        upload.digest_token = core.digests.ask(OfUpload(key, message.digest, event.peer, upload), owner, size_bytes)
+        core.emit(Digest(token=upload.digest_token, tensors=event.received.tensors))
 
     def upload_checked(self, purpose: OfUpload, digest: str) -> None:
         """The digest of an upload has come: turns that wait for it may run, or never will."""

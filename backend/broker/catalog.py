@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import stat
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -43,7 +44,8 @@ class Described:
 class Catalog:
     """Models of the folders given at the start, of those that ComfyUI's side wrote into ``folders.json``, and the shipped ones.
 
-    One thread at a time: while the daemon serves, that is its helper thread, because any drive may answer late.
+    For several threads: submissions are looked up on one and clients' Describes on another, because any drive may answer late and no
+    submission shall wait for a listing. What they share is the memory of what was read; no lock is held while a drive is asked.
     """
 
     def __init__(self, models: Sequence[Path], folders_file: Path, assets: Path | None = None) -> None:
@@ -55,6 +57,7 @@ class Catalog:
         """Searched last: a file of the user's with the same name goes first."""
         self._from_file: tuple[tuple[int, int] | None, list[Path]] = (None, [])
         self._headers: OrderedDict[tuple[str, int, int], Described] = OrderedDict()
+        self._headers_lock = threading.Lock()
 
     def folders(self) -> list[Path]:
         """Folders that are searched, first match wins."""
@@ -80,22 +83,31 @@ class Catalog:
         """
         path, info = self._find(name)
         key = (str(path), info.st_size, info.st_mtime_ns)
-        described = self._headers.get(key) or self._read(path, info)
-        self._headers[key] = described
-        self._headers.move_to_end(key)
-        while len(self._headers) > HEADERS_CACHED:
-            self._headers.popitem(last=False)
+        with self._headers_lock:
+            described = self._headers.get(key)
+        if described is None:
+            described = self._read(path, info)
+        with self._headers_lock:
+            self._headers[key] = described
+            self._headers.move_to_end(key)
+            while len(self._headers) > HEADERS_CACHED:
+                self._headers.popitem(last=False)
         return described
 
     def list_models(self) -> tuple[ManifestEntry, ...]:
-        """Every model name with its size, in order of name."""
+        """Every model name with its size, in order of name; of more than a manifest holds, those found first."""
         found: dict[str, int] = {}
+        for name, size_bytes in self._walk_all():
+            found.setdefault(name, size_bytes)
+            if len(found) >= MANIFEST_ENTRIES:
+                break
+        return tuple(ManifestEntry(name=name, kind="FILE", numbers=(found[name],)) for name in sorted(found))
+
+    def _walk_all(self) -> Iterator[tuple[str, int]]:
+        """Model names and sizes of one folder after the other. A name may come several times: the first one counts."""
         for folder in self.folders():
             for parts, size_bytes in _walk(folder, ()):
-                found.setdefault("/".join((CATEGORY, *parts)), size_bytes)
-                if len(found) == MANIFEST_ENTRIES:
-                    break
-        return tuple(ManifestEntry(name=name, kind="FILE", numbers=(found[name],)) for name in sorted(found))
+                yield "/".join((CATEGORY, *parts)), size_bytes
 
     def _find(self, name: str) -> tuple[Path, os.stat_result]:
         parts = relative_path(name)

@@ -22,7 +22,7 @@ from .results import KeptResults, Shelf
 from .settings import BrokerSettings
 from .turns import TurnQueue
 from .unread import UnreadPrepares
-from .uploads import UploadStore
+from .uploads import Key, UploadStore
 
 
 class Core:
@@ -94,14 +94,20 @@ class Core:
 
         Not at Go: hashing 5 MiB would take a core from the first step.
         """
-        if not job.digest_asked:
-            job.digest_asked = True
-            token = self.digests.ask(OfJob(job.job_id, job.attempt), job.owner, job.payload_bytes)
-            self.emit(Digest(token=token, frames=job.frames))
+        if job.digest_token is None:
+            job.digest_token = self.digests.ask(OfJob(job.job_id, job.attempt), job.owner, job.payload_bytes)
+            self.emit(Digest(token=job.digest_token, frames=job.frames))
 
     def drop_payload(self, job: Job) -> None:
         """The request has been answered (or never will be): let go of it."""
         self.accounts.give_back(job.owner, size_bytes=job.drop_payload())
+        self.digests.outlive(job.digest_token)
+
+    def drop_uploads(self, key: Key) -> None:
+        """A trajectory is over, or was never opened: let go of its conditioning."""
+        for upload in self.uploads.drop(key):
+            self.accounts.give_back(key[0], size_bytes=upload.size_bytes)
+            self.digests.outlive(upload.digest_token)
 
     def end(self, job: Job, state: JobState, error: TuttiError | None = None) -> None:
         """A job failed or was cancelled (``error``), or a trajectory was released (none): tell the client, free what the job had."""
@@ -153,7 +159,7 @@ class Core:
         if job.successor:
             self.uploads.forget_delivery(key)  # the next attempt names the same conditioning
         else:
-            self.accounts.give_back(job.owner, size_bytes=self.uploads.drop(key))
+            self.drop_uploads(key)
         if job.known_to_ranks:
             self.forget[job.job_id] = None
 

@@ -1,4 +1,4 @@
-"""Describes that are being looked up: one thread answers them in order, and each may list a whole disk."""
+"""Describes that are being looked up: a thread of their own answers them in order, and each may list a whole disk."""
 
 from __future__ import annotations
 

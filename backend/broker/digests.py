@@ -53,12 +53,15 @@ class Pending:
     owner: ClientKey
     size_bytes: int
     """What the thread that computes it holds on to."""
+    counts: bool
+    """Nobody else counts these bytes: a job or an upload that is there does so itself."""
 
 
 class PendingDigests:
     """Token -> purpose. The bytes count in the quotas until their digest has come, whatever becomes of the job or the upload meanwhile.
 
-    For that moment they may count twice; bytes that wait to be hashed without counting could fill the daemon.
+    Once: as long as the job or the upload is there it counts them, from then on they count here. Bytes that wait to be hashed without
+    counting could fill the daemon.
     """
 
     def __init__(self, accounts: Accounts) -> None:
@@ -67,18 +70,30 @@ class PendingDigests:
         self._last_token = 0
 
     def ask(self, purpose: Purpose, owner: ClientKey, size_bytes: int) -> int:
-        """A token for one more digest."""
+        """A token for one more digest. Whoever holds the bytes of a job or an upload tells :meth:`outlive` when it lets go of them."""
         self._last_token += 1
-        self._accounts.take(owner, size_bytes=size_bytes)
-        self._pending[self._last_token] = Pending(purpose, owner, size_bytes)
+        counts = isinstance(purpose, OfSubmission)
+        if counts:
+            self._accounts.take(owner, size_bytes=size_bytes)
+        self._pending[self._last_token] = Pending(purpose, owner, size_bytes, counts)
         return self._last_token
+
+    def outlive(self, token: int | None) -> None:
+        """The job or the upload no longer counts these bytes. Nothing if their digest has come, or was never asked for."""
+        if token is None or token not in self._pending:
+            return
+        pending = self._pending[token]
+        if not pending.counts:
+            self._accounts.take(pending.owner, size_bytes=pending.size_bytes)
+            self._pending[token] = replace(pending, counts=True)
 
     def take(self, token: int) -> Purpose | None:
         """What a digest that has come is for."""
         pending = self._pending.pop(token, None)
         if pending is None:
             return None
-        self._accounts.give_back(pending.owner, size_bytes=pending.size_bytes)
+        if pending.counts:
+            self._accounts.give_back(pending.owner, size_bytes=pending.size_bytes)
         return pending.purpose
 
     def discard_submissions(self, owner: ClientKey, job_id: str) -> None:
@@ -90,5 +105,5 @@ class PendingDigests:
 
     @property
     def size_bytes(self) -> int:
-        """Of everything that waits to be hashed."""
-        return sum(pending.size_bytes for pending in self._pending.values())
+        """Of what counts here."""
+        return sum(pending.size_bytes for pending in self._pending.values() if pending.counts)

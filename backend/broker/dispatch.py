@@ -94,30 +94,31 @@ class Dispatch:
             sample=job.request if isinstance(job.request, Sample) else None,
             evaluate=job.request if isinstance(job.request, Evaluate) else None,
         )
+        if self._give(job, message, tensors):
+            core.group.asked(now_s)
+            core.forgotten(forget)
+
+    def _repeat(self, job: Job, request: Evaluate, tensors: Tensors) -> None:
+        """The ranks are ready for exactly this turn since the last one: it begins at once."""
+        message = Repeat(sequence=self._core.group.sequence + 1, turn=request.turn)
+        if self._give(job, message, tensors):
+            job.move(JobState.RUNNING)
+
+    def _give(self, job: Job, message: Prepare | Repeat, tensors: Tensors) -> bool:
+        """Send a job's turn to the ranks, and count it; False if it does not fit into a message: then the job has failed."""
+        core = self._core
         try:
             actions = self._to_ranks(message, tensors)
         except LocalProtocolError as error:
             # Nothing was spent on it: the ranks count the numbers, and hear about the trajectories with the next job.
-            log.warning("a job does not fit into a Prepare: %s", error)
+            log.warning("a job does not fit into a %s: %s", type(message).__name__, error)
             core.end(job, JobState.FAILED, BadRequest("Send less with one job: its tensors are too many or too large."))
-            return
+            return False
         core.group.sequence = message.sequence
-        core.group.asked(now_s)
-        core.turn = Turn(message.sequence, job, _size_bytes(actions))
-        core.forgotten(forget)
+        core.turn = Turn(message.sequence, job, _size_bytes(actions), running=isinstance(message, Repeat))
         for action in actions:
             core.emit(action)
-
-    def _repeat(self, job: Job, request: Evaluate, tensors: Tensors) -> None:
-        """The ranks are ready for exactly this turn since the last one: it begins at once."""
-        core = self._core
-        message = Repeat(sequence=core.group.sequence + 1, turn=request.turn)
-        core.group.sequence = message.sequence
-        actions = self._to_ranks(message, tensors)
-        core.turn = Turn(message.sequence, job, _size_bytes(actions), running=True)
-        job.move(JobState.RUNNING)
-        for action in actions:
-            core.emit(action)
+        return True
 
     def _to_ranks(self, message: Prepare | Repeat, tensors: Tensors) -> list[SendRanks]:
         """Tensors go to rank 0 only: one copy crosses the socket, and the group's own transport is faster than this one."""
@@ -177,7 +178,8 @@ class Dispatch:
         self, message: Message, frames: Sequence[Frame], rank: Rank, turn: Turn, job: Job, now_s: float
     ) -> None:
         if rank.rank != 0:
-            self._distrust(rank, message)
+            if not isinstance(message, Progress) or message.phase != "loading" or turn.running:
+                self._distrust(rank, message)
         elif isinstance(message, Progress):
             job.phase, job.step, job.steps = message.phase, message.step, message.steps
             if message.phase == "sampling":

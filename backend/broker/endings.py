@@ -99,4 +99,4 @@ class Endings:
         core = self._core
         open_keys = {(job.owner, job.job_id) for job in core.jobs.open()}
         for key in core.uploads.stale(open_keys, now_s - core.settings.lease_s):
-            core.accounts.give_back(key[0], size_bytes=core.uploads.drop(key))
+            core.drop_uploads(key)

@@ -49,7 +49,7 @@ class ClientGarbled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Undelivered:
-    """An answer of a job found nobody: the connection is gone."""
+    """An answer of a job found nobody: the connection is gone, or its client reads nothing."""
 
     job_id: str
 

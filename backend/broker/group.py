@@ -181,14 +181,12 @@ class Group:
                 rank.owes_since_s = now_s
 
     def heard(self, rank: Rank, message: Message, now_s: float) -> None:
-        """A sign of life. What rank 0 reports of its loading speaks for the others: they read the same file and report nothing."""
+        """A sign of life. Every rank reports its own loading: one whose disk is slower than rank 0's is no rank that hangs."""
         if isinstance(message, Prepared | Refused | Done):
             rank.answered = max(rank.answered, min(message.sequence, self.sequence))
             rank.owes_since_s = None if rank.answered == self.sequence else now_s
-        elif isinstance(message, Progress) and rank.rank == 0:
-            for other in self._ranks.values():
-                if other.owes_since_s is not None:
-                    other.owes_since_s = now_s
+        elif isinstance(message, Progress) and rank.owes_since_s is not None:
+            rank.owes_since_s = now_s
 
     def note(self, rank: Rank, done: Done) -> None:
         """What a rank said when it left a job."""

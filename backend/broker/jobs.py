@@ -42,7 +42,8 @@ class Job:
     state: JobState = JobState.QUEUED
     digest: str | None = None
     """Of the Sample, or of turn 0."""
-    digest_asked: bool = False
+    digest_token: int | None = None
+    """Under which the digest was asked for; None if it was not yet."""
     requeued: bool = False
     """The group died once before Go; it will not be tried a third time."""
     cancelling: CancelReason | None = None

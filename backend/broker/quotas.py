@@ -60,7 +60,9 @@ class Accounts:
 
 def _check(taken: Usage, jobs: int, size_bytes: int, most_jobs: int, most_bytes: int, whose: str) -> None:
     if taken.jobs + jobs > most_jobs:
-        raise QueueFull(f"Wait until some of {whose} are done: {taken.jobs} are open, {most_jobs} are allowed.")
+        raise QueueFull(
+            f"Wait until some of {whose} are done: {taken.jobs} are open or still being let go of, {most_jobs} are allowed."
+        )
     if taken.bytes + size_bytes > most_bytes:
         raise QueueFull(
             f"Wait until some of {whose} are done: they hold {taken.bytes // MIB} of {most_bytes // MIB} MiB."

@@ -14,7 +14,7 @@ import zmq
 from ..errors import AuthFailed, InternalError, RemoteProtocolError, RequestRefused, TuttiError
 from ..wire import codec
 from ..wire.digest import content_digest, job_digest
-from ..wire.messages import Described, Evaluated, Failed, RankHello, Result
+from ..wire.messages import Described, Evaluated, Failed, Pong, RankHello, Result
 from .actions import (
     Action,
     DescribeModel,
@@ -61,6 +61,8 @@ _REVOKED = Failed(
     code=AuthFailed.code,
     message="Get a new connection file from the daemon's owner and run `tutti connect FILE`: this key was revoked.",
 )
+_PONGS = "pongs"
+"""A newer Pong replaces the older one that waits. No job's id."""
 DRAIN_GRACE_S = 3.0
 """After the drain deadline the ranks get so long to leave a cancelled job before they are stopped in it."""
 
@@ -111,7 +113,10 @@ class Server:
         self._on_ready = on_ready
         self._hashing = Background("tutti-digests")
         self._looking_up = Background("tutti-catalog")
-        self._lookups = Lookups()
+        self._describing = Background(
+            "tutti-listings"
+        )  # one listing may walk a whole drive: no submission waits behind it
+        self._lookups = Lookups(broker.core.accounts, broker.core.connections)
         self._previews = PreviewSlots(clients.send_tracked)
         self._wake_fd, self._signal_fd = os.pipe()
         os.set_blocking(self._wake_fd, False)
@@ -143,6 +148,7 @@ class Server:
             self._ranks.socket,
             self._hashing.fd,
             self._looking_up.fd,
+            self._describing.fd,
             self._wake_fd,
         ):
             poller.register(readable, zmq.POLLIN)
@@ -165,8 +171,9 @@ class Server:
                 self._group_events(self._group.step(now_s))
             self._previews.flush(now_s)
             if self._clients.has_waiting:
-                self._clients.flush()
+                self._note_lost(self._clients.flush())
         self._take(Stop())
+        self._follow_later(self._lookups.drain(time.monotonic()))
 
     def close(self) -> None:
         """Stop the group, then let go of everything. Safe after a run that failed."""
@@ -174,6 +181,7 @@ class Server:
         self._clients.flush()
         self._hashing.close()
         self._looking_up.close()
+        self._describing.close()
         self._ledger.close()
         self._ranks.close()
         self._clients.close()
@@ -212,7 +220,7 @@ class Server:
         if self._clients.socket in ready:
             for peer, user, frames in self._clients.receive():
                 self._from_client(peer, user, frames)
-        for background in (self._hashing, self._looking_up):
+        for background in (self._hashing, self._looking_up, self._describing):
             if background.fd in ready:
                 background.collect()
         if self._wake_fd in ready:
@@ -220,7 +228,7 @@ class Server:
 
     def _from_client(self, peer: bytes, user: str | None, frames: list[zmq.Frame]) -> None:
         if user is None or not self._gate.admits(user):
-            self._clients.send(peer, codec.encode(_REVOKED))  # its key was revoked while it was connected
+            self._send(peer, codec.encode(_REVOKED))  # its key was revoked while it was connected
             return
         arrived: ClientSent | ClientGarbled
         try:
@@ -236,7 +244,7 @@ class Server:
                 case LookUp():
                     self._looking_up.ask(functools.partial(self._look_up, step))
                 case Refusal():
-                    self._clients.send(step.peer, codec.encode(step.message))
+                    self._send(step.peer, codec.encode(step.message))
                 case _:
                     self._take(step)
 
@@ -244,7 +252,7 @@ class Server:
         """The same for messages that were kept: a key may have been revoked meanwhile."""
         for step in steps:
             if isinstance(step, ClientSent) and not self._gate.admits(step.user):
-                self._clients.send(step.peer, codec.encode(_REVOKED))
+                self._send(step.peer, codec.encode(_REVOKED))
             else:
                 self._follow([step])
 
@@ -284,6 +292,7 @@ class Server:
         elif self._drain_asked and self._drain_until_s is None:
             self._drain_until_s = now_s + self._broker.core.settings.drain_s + DRAIN_GRACE_S
             self._take(Drain())
+            self._follow_later(self._lookups.drain(now_s))
         elif self._drain_until_s is not None and now_s > self._drain_until_s:
             log.warning("stopped with a job still running")
             self._over = True
@@ -300,11 +309,12 @@ class Server:
                 for peer in action.peers:
                     self._ranks.send(peer, action.frames)
             case ForwardClient():
-                replaces = action.job_id if action.droppable else None
-                if not self._clients.send(action.peer, action.frames, replaces=replaces) and replaces is None:
-                    self._take(Undelivered(job_id=action.job_id))
+                answers, replaces = (None, action.job_id) if action.droppable else (action.job_id, None)
+                self._send(action.peer, action.frames, answers=answers, replaces=replaces)
             case SendClient():
-                self._clients.send(action.peer, codec.encode(action.message))
+                # A client that pings and computes something else for an hour has missed nothing but Pongs.
+                replaces = _PONGS if isinstance(action.message, Pong) else None
+                self._send(action.peer, codec.encode(action.message), replaces=replaces)
             case Persist():
                 self._ledger.persist(action.record)
             case ForwardPreview():
@@ -312,17 +322,26 @@ class Server:
             case EndPreviews():
                 self._previews.end(action.job_id)
             case ForgetClient():
-                self._clients.forget(action.peer)
                 self._previews.forget(action.peer)
+                self._note_lost(self._clients.forget(action.peer))
             case Digest():
                 self._hashing.ask(functools.partial(self._digest, action))
             case DescribeModel():
-                self._looking_up.ask(functools.partial(self._describe, action))
+                self._describing.ask(functools.partial(self._describe, action))
             case RestartGroup():
                 log.error("restarting the worker group: %s", action.cause)
                 self._group_events(self._group.restart(action.cause, time.monotonic()))
             case Drained():
                 self._over = True
+
+    def _send(
+        self, peer: bytes, frames: Sequence[codec.Frame], *, answers: str | None = None, replaces: str | None = None
+    ) -> None:
+        self._note_lost(self._clients.send(peer, frames, answers=answers, replaces=replaces))
+
+    def _note_lost(self, job_ids: Sequence[str]) -> None:
+        for job_id in job_ids:
+            self._take(Undelivered(job_id=job_id))
 
     def _digest(self, action: Digest) -> Callable[[], None]:
         """On the helper thread."""
@@ -338,7 +357,7 @@ class Server:
             frames = codec.encode(Failed(code=error.code, message=error.message, request=action.request))
 
         def answer() -> None:
-            self._clients.send(action.peer, frames)
+            self._send(action.peer, frames)
             self._take(DescribeAnswered(peer=action.peer, user=action.user))
 
         return answer

@@ -12,9 +12,9 @@ class Quotas:
     """How much may wait in the daemon at once. Whoever asks for more is answered QueueFull."""
 
     client_jobs: int = 64
-    """Open jobs of one client."""
+    """Open jobs of one client, and those that it gave up and the ranks have not read yet."""
     client_bytes: int = 1024 * MIB
-    """Bytes of one client's waiting jobs and uploads."""
+    """Bytes of one client's waiting jobs and uploads, those whose model is being looked up included."""
     user_jobs: int = 256
     """Open jobs of all clients of one key: who holds a key can give as many client ids as there are."""
     user_bytes: int = 1536 * MIB
@@ -55,7 +55,7 @@ class BrokerSettings:
     hold_s: float = 0.5
     """How long the group stays with a trajectory after an Evaluate reply."""
     hold_longest_s: float = 60.0
-    """After so long in a row with one trajectory, a waiting client of another one gets its turn all the same."""
+    """After so long in a row with one client, whatever its trajectories, another client that waits gets its turn all the same."""
     kept_s: float = 600.0
     """How long a result is kept for a client that asks again."""
     kept_bytes: int = 8 * MIB
@@ -65,7 +65,7 @@ class BrokerSettings:
     drain_s: float = 25.0
     """How long open jobs may go on once the daemon is told to stop."""
     prepare_s: float = 120.0
-    """How long a rank may owe the answer to a Prepare while nothing is heard of it, nor of the loading that rank 0 reports."""
+    """How long a rank may owe the answer to a Prepare while nothing is heard of it, its loading included."""
     leave_s: float = 120.0
     """How long the ranks may take to leave a job that was cancelled or answered; in a Sample at least twice its longest step. They leave
     before the next model call, and one call of a video model on a CPU takes a minute: a group that works must not be taken for one that

@@ -12,8 +12,10 @@ from typing import Any
 
 import zmq
 
-from ..wire import limits
+from ..errors import Busy
+from ..wire import codec, limits
 from ..wire.codec import Frame
+from ..wire.messages import Failed
 from .auth import make_curve_server, make_local_server, user_of
 from .keys import KeyPair
 
@@ -28,20 +30,27 @@ CLIENT_SEND_MARK = 64
 """Messages that libzmq holds for one client that does not read."""
 CLIENT_RECEIVE_MARK = 16
 OUTBOX_MESSAGES = 1024
-"""Messages that we hold for a client beyond that. More means that it never reads: they are dropped, its results stay kept."""
+"""Messages that we hold for a client beyond that. More means that it never reads: they are dropped, and it is told so in their place."""
 OUTBOX_BYTES = 64 * 1024**2
 """Likewise in bytes; one message may be larger, and waits alone."""
 OUTBOX_RETRY_S = 0.05
+DROPPED = Failed(
+    code=Busy.code,
+    message="Run it again: so much was sent to this connection while it read nothing that the answers were dropped.",
+)
+"""About no job and no request: it ends whatever its client waits for, because any answer may be among what was dropped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
     """A message that a slow client has not taken yet."""
 
-    frames: list[Any]
-    replaces: str | None
-    """Job whose older message of this kind it makes worthless."""
+    frames: Sequence[Any]
     size_bytes: int
+    answers: str | None = None
+    """Job whose Result or Evaluated it is."""
+    replaces: str | None = None
+    """What it is the newest word on: it makes the older one worthless, and may be lost itself."""
 
 
 @dataclass(slots=True)
@@ -51,23 +60,41 @@ class Outbox:
     waiting: deque[Waiting] = field(default_factory=deque)
     size_bytes: int = 0
 
-    def put(self, frames: list[Any], replaces: str | None) -> bool:
-        """Keep one more message, instead of an older one if it replaces that; False if it is too much: then nothing is kept."""
+    def put(self, frames: list[Any], *, answers: str | None, replaces: str | None) -> list[str]:
+        """Keep one more message, instead of an older one if it replaces that; returns the jobs whose answers are lost by it.
+
+        What may be lost goes first. If it is still too much, all goes: in its place the client will read :data:`DROPPED`.
+        """
+        message = Waiting(frames, sum(_size_bytes(frame) for frame in frames), answers, replaces)
         if replaces is not None:
             self._keep(item for item in self.waiting if item.replaces != replaces)
-        size_bytes = sum(_size_bytes(frame) for frame in frames)
-        is_full = len(self.waiting) >= OUTBOX_MESSAGES or self.size_bytes + size_bytes > OUTBOX_BYTES
-        if self.waiting and is_full:
-            log.warning("a client does not read what it asks for; dropped %d messages", len(self.waiting) + 1)
-            self._keep(())
-            return False
-        self.waiting.append(Waiting(frames, replaces, size_bytes))
-        self.size_bytes += size_bytes
-        return True
+        if self._has_no_room_for(message):
+            self._keep(item for item in self.waiting if item.replaces is None)
+        if not self._has_no_room_for(message):
+            self.waiting.append(message)
+            self.size_bytes += message.size_bytes
+            return []
+        if replaces is not None:
+            return []
+        log.warning("a client does not read what it asks for; dropped %d messages", len(self.waiting) + 1)
+        lost = self.lose()
+        self._keep([Waiting(codec.encode(DROPPED), size_bytes=0)])
+        return lost if answers is None else [*lost, answers]
 
     def sent(self) -> None:
         """The client has taken the first one."""
         self.size_bytes -= self.waiting.popleft().size_bytes
+
+    def lose(self) -> list[str]:
+        """Drop everything; returns the jobs whose answers were among it."""
+        lost = [item.answers for item in self.waiting if item.answers is not None]
+        self._keep(())
+        return lost
+
+    def _has_no_room_for(self, message: Waiting) -> bool:
+        # What is larger than the bound may still wait alone, or behind the notice that all before it was dropped (0 bytes).
+        is_too_large = self.size_bytes > 0 and self.size_bytes + message.size_bytes > OUTBOX_BYTES
+        return len(self.waiting) >= OUTBOX_MESSAGES or is_too_large
 
     def _keep(self, items: Iterable[Waiting]) -> None:
         self.waiting = deque(items)
@@ -110,16 +137,22 @@ class ClientSocket:
         for frames in _receive(self.socket):
             yield frames[0].bytes, user_of(frames[-1]), frames[1:]
 
-    def send(self, peer: bytes, frames: Sequence[Frame], *, replaces: str | None = None) -> bool:
-        """Send now, or as soon as the client takes it. False if nobody gets it: its connection is gone, or it reads nothing."""
+    def send(
+        self, peer: bytes, frames: Sequence[Frame], *, answers: str | None = None, replaces: str | None = None
+    ) -> list[str]:
+        """Send now, or as soon as the client takes it.
+
+        ``answers``: the job whose Result or Evaluated this is; ``replaces``: see :class:`Waiting`. Returns the jobs whose answers nobody
+        will get, this one's or those that waited before it: the connection is gone, or its client reads nothing.
+        """
         ready = sendable(frames)
         outbox = self._outbox.get(peer)
         if outbox is None:
             sent = self._try(peer, ready)
             if sent is not None:
-                return sent
+                return [answers] if answers is not None and not sent else []
             outbox = self._outbox[peer] = Outbox()
-        return outbox.put(ready, replaces)
+        return outbox.put(ready, answers=answers, replaces=replaces)
 
     def send_tracked(self, peer: bytes, frames: Sequence[Frame]) -> Callable[[], bool] | None:
         """Send a message that may be lost; returns what tells whether its last frame has left this process.
@@ -135,17 +168,23 @@ class ClientSocket:
         tracker = tracked.tracker
         return lambda: tracker is None or bool(tracker.done)
 
-    def flush(self) -> None:
-        """Try again what slow clients have not taken."""
+    def flush(self) -> list[str]:
+        """Try again what slow clients have not taken; returns the jobs whose answers nobody will get: their connections are gone."""
+        lost: list[str] = []
         for peer, outbox in list(self._outbox.items()):
-            while outbox.waiting and self._try(peer, outbox.waiting[0].frames) is not None:
-                outbox.sent()
+            while outbox.waiting and (sent := self._try(peer, outbox.waiting[0].frames)) is not None:
+                if sent:
+                    outbox.sent()
+                else:
+                    lost += outbox.lose()
             if not outbox.waiting:
                 del self._outbox[peer]
+        return lost
 
-    def forget(self, peer: bytes) -> None:
-        """The client vanished: what waits for it is waste."""
-        self._outbox.pop(peer, None)
+    def forget(self, peer: bytes) -> list[str]:
+        """The client vanished: what waits for it is waste. Returns the jobs whose answers were among it."""
+        outbox = self._outbox.pop(peer, None)
+        return outbox.lose() if outbox else []
 
     @property
     def has_waiting(self) -> bool:
@@ -156,7 +195,7 @@ class ClientSocket:
         """Close; messages that were sent get a second to leave."""
         self.socket.close()
 
-    def _try(self, peer: bytes, frames: list[Any]) -> bool | None:
+    def _try(self, peer: bytes, frames: Sequence[Any]) -> bool | None:
         """True if it was sent, None if it cannot be now, False if it never can be."""
         try:
             self.socket.send_multipart([peer, *frames], flags=zmq.DONTWAIT, copy=False)

@@ -59,7 +59,7 @@ class Broker:
 
     def __init__(self, settings: BrokerSettings, now_s: float) -> None:
         self.core = Core(settings)
-        """For reading; only :meth:`handle` may change it."""
+        """For reading; only :meth:`handle` may change it, and lookups.py what it counts in the accounts."""
         self._endings = Endings(self.core)
         self._admission = Admission(self.core, self._endings)
         self._dispatch = Dispatch(self.core, self._endings)

@@ -23,6 +23,8 @@ class StoredUpload:
 
     tensors: Tensors
     size_bytes: int
+    digest_token: int | None = None
+    """Under which the digest of its content was asked for."""
     checked: bool = False
     """Its content has the digest it claims."""
     on_ranks: bool = False
@@ -57,10 +59,10 @@ class UploadStore:
             del self._stored[key], self._touched_s[key]
         return freed
 
-    def drop(self, key: Key) -> int:
-        """Forget a trajectory's uploads; returns their bytes."""
+    def drop(self, key: Key) -> list[StoredUpload]:
+        """Forget a trajectory's uploads; returns them."""
         self._touched_s.pop(key, None)
-        return sum(upload.size_bytes for upload in self._stored.pop(key, {}).values())
+        return list(self._stored.pop(key, {}).values())
 
     def require(self, key: Key, request: Evaluate) -> None:
         """Check that everything an Evaluate names was uploaded.

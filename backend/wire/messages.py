@@ -274,7 +274,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """R0 -> B -> C. What is going on with a job."""
+    """R0 -> B -> C. What is going on with a job. Other ranks report their loading too, to the broker only."""
 
     job_id: str = field(metadata=_ID)
     phase: Phase

@@ -1,4 +1,4 @@
-"""What a rank tells the broker. Every rank reports its own state; only rank 0 speaks for a job."""
+"""What a rank tells the broker. Every rank reports its own state and its loading; only rank 0 speaks for a job."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class RankReport:
 
 
 class JobReport:
-    """What rank 0 says about one job. On other ranks it exists and says nothing, so that the loop is the same everywhere."""
+    """What rank 0 says about one job. On other ranks it exists and tells of loading only, so that the loop is the same everywhere."""
 
     def __init__(self, send: Send, job_id: str, *, speaks: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self._send = send
@@ -61,10 +61,10 @@ class JobReport:
         self._loading_after_s = clock()
 
     def loading(self, fraction: float) -> None:
-        """How much of the model is loaded; told at most ten times a second."""
+        """How much of the model is loaded; told at most ten times a second, and by every rank: to the broker it is a sign of life."""
         if self._clock() >= self._loading_after_s:
             self._loading_after_s = self._clock() + LOADING_INTERVAL_S
-            self._tell(Progress(job_id=self._job_id, phase="loading", step=int(100 * fraction), steps=100))
+            self._send(Progress(job_id=self._job_id, phase="loading", step=int(100 * fraction), steps=100), None)
 
     def sampling(self, step: int, steps: int, text: str) -> None:
         """``step`` of ``steps`` are done."""

@@ -58,7 +58,7 @@ def share(group: Group, specs: Sequence[TensorSpec], frames: Mapping[str, WireTe
         RemoteProtocolError: rank 0 was not sent all of them.
     """
     if group.rank == 0 and frames.keys() != {spec.name for spec in specs}:
-        raise RemoteProtocolError("a Prepare came without some of the tensors that it announces")
+        raise RemoteProtocolError("a Prepare or a Repeat came without some of the tensors that were announced")
     offsets, size_bytes = _layout(specs)
     if not size_bytes:
         return {spec.name: torch.empty(spec.shape, dtype=DTYPES[spec.dtype], device=group.device) for spec in specs}

@@ -18,7 +18,7 @@ from tests.support.daemon import Daemon, private_state_dir, running
 
 IMPATIENT = Path(__file__).with_name("paced") / "impatient.py"
 LEAVE_S, PREPARE_S = 2.0, 3.0
-"""As in ``paced/impatient.py``; 30 and 120 s in a daemon that nobody made impatient."""
+"""As in ``paced/impatient.py``; 120 s each in a daemon that nobody made impatient."""
 LATE_S = 5.0
 """What a loaded machine may need beyond a deadline to see that it has passed and to kill the group."""
 

@@ -171,6 +171,8 @@ class RankGroup:
             turn.prepared.add(rank)
         elif isinstance(message, Refused):
             turn.refused[rank] = message
+        elif isinstance(message, Progress) and message.phase == "loading" and rank > 0:
+            assert rank not in turn.prepared, f"rank {rank} loads after it was prepared"
         else:
             assert rank == 0, f"rank {rank} spoke for a job: {message}"
             assert getattr(message, "job_id", None) == turn.job_id

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tutti.backend.assets.files import digest_of
+from tutti.backend.broker import catalog as catalogs
 from tutti.backend.broker.catalog import Catalog
 from tutti.backend.errors import BadCheckpoint, UnknownModel
 from tutti.backend.wire.messages import ManifestEntry
@@ -48,6 +49,25 @@ def test_the_list_has_every_checkpoint_with_its_size_and_nothing_else(catalog: C
         ManifestEntry(name=f"diffusion_models/{name}.safetensors", kind="FILE", numbers=(size,))
         for name in ("a", "old", "sub/b")
     )
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4])
+def test_a_listing_ends_where_a_manifest_is_full_in_whatever_folder_that_is(
+    catalog: Catalog, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two files are in the first folder and one is in the second."""
+    walked: list[Path] = []
+    walk = catalogs._walk
+
+    def walk_noted(folder: Path, above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], int]]:
+        if not above:
+            walked.append(folder)
+        return walk(folder, above)
+
+    monkeypatch.setattr(catalogs, "_walk", walk_noted)
+    monkeypatch.setattr(catalogs, "MANIFEST_ENTRIES", limit)
+    assert len(catalog.list_models()) == min(limit, 3)
+    assert len(walked) == (1 if limit <= 2 else 2), "no folder is walked for nothing"
 
 
 def test_every_listed_name_is_found_and_the_older_folder_counts(catalog: Catalog, models: Path) -> None:

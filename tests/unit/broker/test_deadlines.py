@@ -145,15 +145,26 @@ def test_a_rank_that_never_answers_a_prepare_is_named_and_its_job_is_tried_once_
     assert cause in failed.message
 
 
-def test_loading_may_take_as_long_as_rank_0_reports_it() -> None:
+@pytest.mark.parametrize("slow", [0, 1])
+def test_loading_may_take_as_long_as_each_rank_reports_it(slow: int) -> None:
     rig = ready_rig(lease_s=1e6)
     rig.submit(A, 1)
+    rig.prepared([1 - slow])
     for percent in range(50):
         assert restarts(rig.wait(PREPARE_S - 1.0)) == []
-        rig.rank(0, Progress(job_id=job(1), phase="loading", step=percent, steps=100))
-    rig.prepared([0])
-    cause = "rank 1 gave no sign of life for 120 s while a job was made ready"
+        loading = Progress(job_id=job(1), phase="loading", step=percent, steps=100)
+        assert told(rig.rank(slow, loading), A) == ([loading] if slow == 0 else []), "rank 0 speaks for the job"
+    cause = f"rank {slow} gave no sign of life for 120 s while a job was made ready"
     assert restarts(waits_exactly(rig, PREPARE_S)) == [cause], "the clock begins at the last report"
+
+
+def test_a_rank_that_loads_is_no_excuse_for_one_that_is_silent() -> None:
+    rig = ready_rig(lease_s=1e6)
+    rig.submit(A, 1)
+    rig.wait(PREPARE_S - 1.0)
+    rig.rank(0, Progress(job_id=job(1), phase="loading", step=1, steps=100))
+    cause = "rank 1 gave no sign of life for 120 s while a job was made ready"
+    assert restarts(waits_exactly(rig, 1.0)) == [cause]
 
 
 def test_the_other_ranks_answers_are_no_excuse_for_one_that_is_silent() -> None:

@@ -157,6 +157,7 @@ def test_previews_take_the_way_that_may_lose_them() -> None:
     "message",
     [
         Progress(job_id=job(1), phase="sampling", step=1, steps=2),
+        Progress(job_id=job(1), phase="loading", step=1, steps=2),
         Failed(code="internal", message="x", job_id=job(1)),
     ],
 )

@@ -188,6 +188,53 @@ def test_an_upload_counts_until_its_digest_has_come_even_if_its_trajectory_has_e
     assert nothing_counts(rig)
 
 
+def test_a_client_may_upload_its_whole_quota_in_a_row_however_slowly_it_is_hashed() -> None:
+    rig = rig_that_hashes_slowly()
+    rig.upload(A, 1)
+    owner = rig.broker.core.connections.owner(A)
+    assert owner is not None
+    one = rig.broker.core.accounts.of(owner).bytes
+    most = rig.settings.quotas.client_bytes // one
+    assert most > 3
+    assert until_refused(lambda number: codes(rig.upload(A, 1 + number), A)) == most - 1
+    rig.give_digests()
+    rig.wait(16.0)
+    assert rig.broker.core.accounts.of(owner).bytes == 0
+
+
+def test_a_job_and_its_digest_count_once_before_and_after_the_job_lets_go() -> None:
+    rig = rig_that_hashes_slowly()
+    owner = rig.broker.core.connections.owner(A)
+    assert owner is not None
+    usage = rig.broker.core.accounts.of
+    rig.submit(A, 1)
+    size_bytes = usage(owner).bytes
+    rig.run(900)
+    rig.prepared()
+    rig.result(1)
+    assert (usage(owner).jobs, usage(owner).bytes) == (0, size_bytes), "it is hashed"
+    rig.done()
+    rig.give_digests()
+    assert nothing_counts(rig)
+
+
+def test_a_turn_that_is_dropped_is_not_taken_for_the_one_that_is_hashed() -> None:
+    """Of a trajectory only turn 0 is hashed; what it holds counts once, whatever becomes of later turns."""
+    rig = ready_rig()
+    rig.upload(A, 1)
+    rig.answer_digests = False
+    rig.evaluate(A, 1, 0)
+    rig.run_turn(1, 0)
+    before = rig.broker.core.accounts.total.bytes
+    rig.evaluate(A, 1, 1)
+    rig.run_turn(1, 1)
+    assert rig.broker.core.accounts.total.bytes == before
+    rig.release(A, 1)
+    assert rig.broker.core.accounts.total.bytes > 0, "turn 0 is still hashed"
+    rig.give_digests()
+    assert nothing_counts(rig)
+
+
 def test_the_digest_of_an_upload_says_nothing_about_another_that_came_under_its_name() -> None:
     rig = rig_that_hashes_slowly()
     rig.upload(A, 1)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from tutti.backend.broker.actions import Action, SendRanks
+from tutti.backend.errors import LocalProtocolError
 from tutti.backend.wire import codec
-from tutti.backend.wire.messages import Cancel, Evaluated, Repeat
+from tutti.backend.wire.messages import Cancel, Evaluated, Message, Repeat
+from tutti.backend.wire.tensors import Tensors
 
 from tests.unit.broker.rig import (
     LATENT,
@@ -64,6 +68,23 @@ def test_the_turn_after_the_one_that_brought_the_conditioning_is_prepared() -> N
     rig.run_turn(1, 0)
     actions = rig.evaluate(A, 1, 1)
     assert (len(prepares(actions)), repeats(actions)) == (1, [])
+
+
+def test_a_turn_that_fits_into_no_repeat_fails_alone_and_spends_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig, encode = rig_with_two_turns(), codec.encode
+    before = rig.sequence
+
+    def encode_no_repeat(message: Message, tensors: Tensors | None = None, **rest: Any) -> list[codec.Frame]:
+        if isinstance(message, Repeat):
+            raise LocalProtocolError("too large")
+        return encode(message, tensors, **rest)
+
+    monkeypatch.setattr(codec, "encode", encode_no_repeat)
+    actions = rig.evaluate(A, 1, 2)
+    assert codes(actions, A) == ["bad_request"]
+    assert (rig.sequence, rig.turn_of, repeats(actions)) == (before, None, [])
+    (prepare, _), *_ = prepares(rig.submit(B, 2))
+    assert prepare.sequence == before + 1, "the ranks count the numbers"
 
 
 @pytest.mark.parametrize("between", ["another job", "a restart", "other shapes", "something to forget"])

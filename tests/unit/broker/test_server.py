@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import zmq
-from tutti.backend.broker import lookups
+from tutti.backend.broker import lookups, sockets
 from tutti.backend.broker.auth import Gate, ZapHandler
 from tutti.backend.broker.catalog import Catalog
 from tutti.backend.broker.events import GroupLost, GroupStarting, ModelFile
@@ -22,13 +22,16 @@ from tutti.backend.broker.settings import BrokerSettings
 from tutti.backend.broker.sockets import ClientSocket, RankSocket
 from tutti.backend.broker.state import Broker
 from tutti.backend.client.link import Link
-from tutti.backend.errors import AuthFailed, BadRequest, Busy, InternalError, JobCancelled, UnknownJob
+from tutti.backend.errors import AuthFailed, BadRequest, Busy, Draining, InternalError, JobCancelled, UnknownJob
 from tutti.backend.wire.connection import Connection
 from tutti.backend.wire.messages import (
     Accepted,
     Cancel,
+    Describe,
+    Described,
     Failed,
     Hello,
+    ManifestEntry,
     Message,
     Ping,
     Pong,
@@ -68,6 +71,18 @@ class BlockingCatalog(Catalog):
         self.asked.set()
         assert self.answers.wait(DEADLINE_S)
         return FILE
+
+
+class ListingCatalog(BlockingCatalog):
+    """Stands for one whose files are found at once, and whose folders take for ever to list."""
+
+    def resolve(self, name: str) -> ModelFile:
+        return FILE
+
+    def list_models(self) -> tuple[ManifestEntry, ...]:
+        self.asked.set()
+        assert self.answers.wait(DEADLINE_S)
+        return ()
 
 
 class BrokenCatalog(BlockingCatalog):
@@ -238,6 +253,67 @@ def test_a_drive_that_never_answers_is_given_up(stage: Stage, monkeypatch: pytes
     assert words(client, 2) == [Busy.code, "Status"]
 
 
+@contextmanager
+def nothing_is_taken(stage: Stage, monkeypatch: pytest.MonkeyPatch, asked: int) -> Iterator[None]:
+    """Stands for clients that do not read, until ``asked`` of their messages have been answered into the outbox."""
+    answered = threading.Semaphore(0)
+    put = sockets.Outbox.put
+
+    def put_noted(outbox: sockets.Outbox, frames: list[object], **rest: str | None) -> list[str]:
+        lost = put(outbox, frames, **rest)  # type: ignore[arg-type]
+        answered.release()
+        return lost
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sockets, "OUTBOX_MESSAGES", 3)
+        patched.setattr(sockets.Outbox, "put", put_noted)
+        patched.setattr(sockets.ClientSocket, "_try", lambda *_: None)
+        yield
+        for _ in range(asked):
+            assert answered.acquire(timeout=DEADLINE_S)
+
+
+def test_a_client_that_did_not_read_is_told_that_its_answers_were_dropped(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = stage.link(1)
+    with nothing_is_taken(stage, monkeypatch, asked=4):
+        for number in range(4):
+            client.send(StatusRequest(request=number))
+    dropped = heard(client)
+    assert isinstance(dropped, Failed)
+    assert (dropped.code, dropped.request, dropped.job_id) == (Busy.code, None, None)
+    client.send(StatusRequest(request=9))
+    assert isinstance(heard(client), Status)
+
+
+def test_a_client_that_pings_for_an_hour_and_reads_nothing_has_missed_nothing_but_pongs(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = stage.link(1)
+    with nothing_is_taken(stage, monkeypatch, asked=22):
+        client.send(StatusRequest(request=1))
+        for nonce in range(20):
+            client.send(Ping(nonce=nonce))
+        client.send(StatusRequest(request=2))
+    assert words(client, 3) == ["Status", "Pong", "Status"]
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_client_whose_model_is_looked_up_is_told_that_the_daemon_stops(stage: Stage, signals: int) -> None:
+    client, other = stage.link(1), stage.link(2)
+    for link, number in ((client, 1), (other, 2)):
+        link.send(sample(job(number)), sample_tensors())
+        link.send(Cancel(job_id=job(number)))
+        link.send(Ping(nonce=number))
+        assert isinstance(heard(link), Pong), "its job is held: what passes it is answered"
+    assert stage.catalog.asked.wait(DEADLINE_S)
+    for _ in range(signals):
+        stage.server.ask_drain()
+    for link in (client, other):
+        assert words(link, 2) == [Draining.code, UnknownJob.code]
+
+
 def test_a_key_that_is_revoked_while_its_messages_are_kept_gets_nothing_in(stage: Stage, state_dir: Path) -> None:
     keys, other = AuthorizedKeys(state_dir), KeyPair.make()
     keys.add("box", other.public)
@@ -249,6 +325,19 @@ def test_a_key_that_is_revoked_while_its_messages_are_kept_gets_nothing_in(stage
     keys.revoke("box")
     stage.catalog.answers.set()
     assert words(client, 2) == [AuthFailed.code, AuthFailed.code]
+
+
+def test_a_submission_does_not_wait_for_a_listing_of_the_models(state_dir: Path) -> None:
+    with serving(state_dir, ListingCatalog()) as stage:
+        lists, submits = stage.link(1), stage.link(2)
+        for number in range(5):
+            lists.send(Describe(request=number, model=""))
+        assert stage.catalog.asked.wait(DEADLINE_S)
+        submits.send(sample(job(1)), sample_tensors())
+        assert isinstance(heard(submits, SOON_S), Accepted)
+        assert heard(lists, 0.05) is None, "negative control: the listing was at work all the time"
+        stage.catalog.answers.set()
+        assert isinstance(heard(lists), Described)
 
 
 def test_a_catalog_that_fails_holds_nobody(state_dir: Path) -> None:

@@ -15,6 +15,7 @@ from tutti.backend.broker.auth import Gate, ZapHandler
 from tutti.backend.broker.keys import AuthorizedKeys, KeyPair
 from tutti.backend.broker.sockets import (
     CLIENT_SEND_MARK,
+    DROPPED,
     IO_THREADS,
     OUTBOX_BYTES,
     OUTBOX_MESSAGES,
@@ -22,12 +23,16 @@ from tutti.backend.broker.sockets import (
     RankSocket,
     sendable,
 )
+from tutti.backend.errors import Busy
+from tutti.backend.wire import codec
+from tutti.backend.wire.messages import Failed
 from zmq.utils.garbage import gc as garbage
 
 from tests.support.addresses import needs_ipv6
 
 DEADLINE_S = 20.0
 MEGABYTE = 1024**2
+NOTICE_BYTES = sum(memoryview(frame).nbytes for frame in codec.encode(DROPPED))
 
 
 @dataclass
@@ -177,8 +182,10 @@ def test_an_older_progress_is_replaced_by_a_newer_one_and_results_are_not(stage:
 def test_what_waits_for_a_client_is_bounded_and_dropped_with_it(stage: Stage) -> None:
     _, peer = stalled(stage)
     waiting_before = messages_held(stage, peer)
-    taken = [stage.clients.send(peer, [b"pong"]) for _ in range(OUTBOX_MESSAGES)]
-    assert taken.index(False) == OUTBOX_MESSAGES - waiting_before
+    lost = [stage.clients.send(peer, [b"answer"], answers=str(number)) for number in range(OUTBOX_MESSAGES)]
+    full_at = OUTBOX_MESSAGES - waiting_before
+    assert lost[full_at] == [str(number) for number in range(full_at + 1)], "every one, not the last one only"
+    assert lost.count([]) == OUTBOX_MESSAGES - 1
     assert messages_held(stage, peer) <= OUTBOX_MESSAGES
     stage.clients.forget(peer)
     assert not stage.clients.has_waiting
@@ -196,23 +203,80 @@ def bytes_held(stage: Stage, peer: bytes) -> int:
 def test_what_waits_for_a_client_is_bounded_in_bytes_and_whoever_sent_too_much_is_told(stage: Stage) -> None:
     _, peer = stalled(stage)
     piece = OUTBOX_BYTES // 8
-    taken = []
-    for _ in range(12):
-        taken.append(stage.clients.send(peer, [b"head", bytes(piece)]))
-        assert bytes_held(stage, peer) <= OUTBOX_BYTES
-        assert stage.clients._outbox[peer].size_bytes == bytes_held(stage, peer)
-    assert taken.count(False) == 1, (
+    lost = []
+    for number in range(12):
+        lost.append(stage.clients.send(peer, [b"head", bytes(piece)], answers=str(number)))
+        assert bytes_held(stage, peer) <= OUTBOX_BYTES + NOTICE_BYTES
+    assert [ids for ids in lost if ids] == [[str(number) for number in range(8)]], (
         "what did not fit was not delivered, and its sender must know it: a result stays kept"
     )
     assert messages_held(stage, peer) < 8, "it was far below the bound of messages"
 
 
+def hear_until(client: zmq.Socket[bytes], stage: Stage, last: list[bytes]) -> list[list[bytes]]:
+    """What the client reads after it was stalled, up to ``last``."""
+    heard: list[list[bytes]] = []
+    while heard[-1:] != [last]:
+        message = client.recv_multipart()
+        if len(message[0]) < 100_000:
+            heard.append(message)
+        stage.clients.flush()
+    return heard
+
+
+def test_a_client_whose_answers_were_dropped_reads_that_in_their_place_and_then_what_came_after(stage: Stage) -> None:
+    client, peer = stalled(stage)
+    stage.clients.send(peer, [b"failed"])
+    assert stage.clients.send(peer, [b"large", bytes(OUTBOX_BYTES)], answers="job") == ["job"]
+    stage.clients.send(peer, [b"after"])
+    notice, after = hear_until(client, stage, [b"after"])
+    received = codec.decode([zmq.Frame(frame) for frame in notice])
+    assert isinstance(received.message, Failed)
+    assert (received.message.code, received.message.job_id, received.message.request) == (Busy.code, None, None)
+    assert after == [b"after"]
+
+
+def test_what_may_be_lost_goes_first_and_costs_no_answer_its_place(stage: Stage) -> None:
+    client, peer = stalled(stage)
+    stage.clients._outbox[peer].lose()
+    assert stage.clients.send(peer, [b"answer"], answers="one") == []
+    for job in range(4):
+        assert stage.clients.send(peer, [b"progress", bytes(OUTBOX_BYTES // 4)], replaces=str(job)) == []
+    assert stage.clients.send(peer, [b"result", bytes(OUTBOX_BYTES // 2)], answers="two") == []
+    assert stage.clients.send(peer, [b"progress", bytes(OUTBOX_BYTES)], replaces="5") == []
+    stage.clients.send(peer, [b"last"])
+    assert [message[0] for message in hear_until(client, stage, [b"last"])] == [b"answer", b"result", b"last"]
+
+
+def test_the_answers_that_waited_for_a_client_that_vanished_are_named(stage: Stage) -> None:
+    client, peer = stalled(stage)
+    stage.clients.send(peer, [b"result"], answers="one")
+    stage.clients.send(peer, [b"result"], answers="two")
+    client.close()
+    lost: list[str] = []
+
+    def is_gone() -> bool:
+        stage.clients.socket.poll(5)
+        lost.extend(stage.clients.flush())
+        return not stage.clients.has_waiting
+
+    assert wait_for(is_gone)
+    assert lost == ["one", "two"]
+
+
+def test_the_answers_of_a_client_that_is_given_up_are_named(stage: Stage) -> None:
+    _, peer = stalled(stage)
+    stage.clients.send(peer, [b"result"], answers="one")
+    assert stage.clients.forget(peer) == ["one"]
+    assert stage.clients.forget(peer) == []
+
+
 def test_a_message_larger_than_the_bound_is_delivered_when_nothing_else_waits(stage: Stage) -> None:
     client, peer = stalled(stage)
     stage.clients._outbox[peer] = type(stage.clients._outbox[peer])()
-    assert stage.clients.send(peer, [b"large", bytes(OUTBOX_BYTES + 1)])
-    assert not stage.clients.send(peer, [b"one more"]), "and nothing waits behind it"
-    assert stage.clients.send(peer, [b"large", bytes(OUTBOX_BYTES + 1)])
+    assert stage.clients.send(peer, [b"large", bytes(OUTBOX_BYTES + 1)], answers="one") == []
+    assert stage.clients.send(peer, [b"one more"], answers="two") == ["one", "two"], "and nothing waits behind it"
+    assert stage.clients.send(peer, [b"large", bytes(OUTBOX_BYTES + 1)], answers="one") == []
     last: list[bytes] = []
     while last[:1] != [b"large"]:
         last = client.recv_multipart()
@@ -223,12 +287,13 @@ def test_a_message_larger_than_the_bound_is_delivered_when_nothing_else_waits(st
 def test_bytes_that_were_taken_or_replaced_count_no_longer(stage: Stage) -> None:
     client, peer = stalled(stage)
     for step in range(100):
-        assert stage.clients.send(peer, [bytes([step]), bytes(OUTBOX_BYTES // 8)], replaces="job")
+        stage.clients.send(peer, [bytes([step]), bytes(OUTBOX_BYTES // 8)], replaces="job")
+        assert bytes_held(stage, peer) >= OUTBOX_BYTES // 8
     assert stage.clients._outbox[peer].size_bytes == bytes_held(stage, peer) <= OUTBOX_BYTES // 4
     while stage.clients.has_waiting:
         client.recv_multipart()
         stage.clients.flush()
-    assert stage.clients.send(peer, [b"again", bytes(OUTBOX_BYTES)])
+    assert stage.clients.send(peer, [b"again", bytes(OUTBOX_BYTES)], answers="job") == []
 
 
 def test_a_preview_is_not_sent_to_a_client_that_has_results_waiting(stage: Stage) -> None:
@@ -261,7 +326,8 @@ def wait_for_a_moment(condition: Callable[[], bool]) -> bool:
 
 
 def test_a_message_to_somebody_who_is_gone_is_nobodys_problem(stage: Stage) -> None:
-    assert not stage.clients.send(b"nobody", [b"x"]), "the broker must know, to keep a result"
+    assert stage.clients.send(b"nobody", [b"x"], answers="job") == ["job"], "the broker must know, to keep a result"
+    assert stage.clients.send(b"nobody", [b"x"]) == []
     assert stage.clients.send_tracked(b"nobody", [b"head", b"x"]) is not None
     assert not stage.clients.has_waiting
 

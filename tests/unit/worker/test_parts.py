@@ -112,6 +112,12 @@ def test_only_rank_0_speaks_for_a_job_and_long_texts_are_cut() -> None:
     encode(sent[1])
 
 
+def test_every_rank_tells_that_it_loads() -> None:
+    sent: list[Message] = []
+    JobReport(lambda message, tensors: sent.append(message), "0" * 32, speaks=False).loading(0.5)
+    assert sent == [Progress(job_id="0" * 32, phase="loading", step=50, steps=100)]
+
+
 @pytest.mark.parametrize(("marks_s", "expected_ms"), [([2.0], 5000), ([1.0, 3.0, 3.5, 7.0], 2000)])
 def test_the_step_time_is_the_median_between_steps(marks_s: list[float], expected_ms: float) -> None:
     clock = Clock()
