@@ -1,0 +1,162 @@
+"""Where a client looks for its daemon's Unix socket, another one listens: it goes over TCP."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import zmq
+from tutti.backend.client import Client
+from tutti.backend.wire import codec
+from tutti.backend.wire.connection import Connection, find_connection
+from tutti.backend.wire.messages import Welcome
+
+from tests.security.attackers import strike
+from tests.security.test_local_socket import NOBODY, needs_root
+from tests.support.daemon import Daemon
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only on Linux does a daemon listen at a Unix socket")
+
+IMPOSTOR = """
+import os, sys, zmq
+uid = int(sys.argv[1])
+os.setgroups([]), os.setgid(uid), os.setuid(uid)
+context = zmq.Context()
+listener = context.socket(zmq.ROUTER)
+listener.bind("ipc://clients")
+print("listens", flush=True)
+heard, poller = 0, zmq.Poller()
+poller.register(listener, zmq.POLLIN), poller.register(sys.stdin, zmq.POLLIN)
+while sys.stdin.fileno() not in (ready := dict(poller.poll())):
+    if listener in ready:
+        peer, *_ = listener.recv_multipart()
+        listener.send_multipart([peer, b"give me your pictures"])
+        heard += 1
+print(heard)
+context.destroy(linger=0)
+"""
+"""Listens in its working directory, which it need not be able to find, and answers whoever comes."""
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """0700, with a path short enough for a socket."""
+    with tempfile.TemporaryDirectory(prefix="s") as path:
+        yield Path(path)
+
+
+@contextlib.contextmanager
+def impostor(folder: Path, heard: list[int]) -> Iterator[None]:
+    """Another user listens at ``folder/clients``; in the end ``heard`` says how many messages came."""
+    command = [sys.executable, "-c", IMPOSTOR, str(NOBODY)]
+    with subprocess.Popen(command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "listens\n"
+        try:
+            yield
+        finally:
+            process.stdin.close()
+            heard.append(int(process.stdout.read()))
+
+
+def reached_by(connection: Connection) -> str:
+    """The leg over which the daemon answers."""
+    with Client(connection, client_id="ab" * 16, software="test") as client:
+        client.connect(timeout_s=10.0)
+        assert client.status().state in ("ready", "busy")
+        return client.leg
+
+
+def give_away(folder: Path) -> None:
+    """As if the name had been free in /tmp, and another user had taken it."""
+    os.chown(folder, NOBODY, NOBODY)
+
+
+def leave_open(folder: Path) -> None:
+    """A folder of ours in which another user could make a socket."""
+    folder.chmod(0o777)
+
+
+def close_too_late(folder: Path) -> None:
+    """Private now, but it was not when another user made a socket in it."""
+    folder.chmod(0o777)
+
+
+@needs_root
+@pytest.mark.parametrize("prepare", [give_away, leave_open, close_too_late])
+def test_a_client_says_nothing_to_a_socket_that_another_user_made(
+    prepare: Callable[[Path], None], daemon: Daemon, folder: Path
+) -> None:
+    heard: list[int] = []
+    prepare(folder)
+    connection = replace(find_connection(daemon.state_dir), local_socket=str(folder / "clients"))
+    with impostor(folder, heard):
+        if prepare is close_too_late:
+            folder.chmod(0o700)
+        assert reached_by(connection) == "tcp"
+    assert heard == [0]
+    (folder / "clients").unlink(missing_ok=True)
+    folder.chmod(0o777)
+    with impostor(folder, heard):
+        assert strike(f"ipc://{folder}/clients", 1) == 1, "negative control: the impostor does listen and answer"
+    assert heard[1] > 0
+
+
+def test_a_unix_socket_that_was_lost_is_not_used_again(daemon: Daemon, folder: Path) -> None:
+    """Whoever listens there now was not looked at."""
+    real = find_connection(daemon.state_dir)
+    with Client(real, client_id="ab" * 16, software="test") as client:
+        welcome = client.connect(timeout_s=10.0)
+    endpoint = f"ipc://{folder}/clients"
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    first, second, careless = context.socket(zmq.ROUTER), context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
+    first.bind(endpoint)
+    try:
+        careless.connect(endpoint)
+        careless.send(b"first")
+        assert first.recv_multipart()[1] == b"first"
+        with Client(replace(real, local_socket=f"{folder}/clients"), client_id="cd" * 16, software="test") as client:
+            welcoming = threading.Thread(target=answer_with, args=(first, welcome))
+            welcoming.start()
+            client.connect(timeout_s=10.0)
+            welcoming.join()
+            assert client.leg == "ipc"
+            first.close()
+            second.bind(endpoint)
+            assert client.status().state in ("ready", "busy")
+            assert client.leg == "tcp"
+            careless.send(b"again")
+            assert second.poll(10_000), "negative control: a socket that libzmq connects again does speak to it"
+            assert second.recv_multipart()[1] == b"again"
+            assert client.status().state in ("ready", "busy")
+            assert not second.poll(300)
+    finally:
+        context.destroy(linger=0)
+
+
+def answer_with(listener: zmq.Socket[bytes], welcome: Welcome) -> None:
+    """What a daemon does once."""
+    peer, *_ = listener.recv_multipart()
+    listener.send_multipart([peer, *codec.encode(welcome)])
+
+
+def test_trying_the_socket_leaves_the_daemon_unmoved(daemon: Daemon) -> None:
+    """Connections that end before they say anything: nobody is turned away, nothing is logged, and work goes on."""
+    connection = find_connection(daemon.state_dir)
+    before = daemon.log_text()
+    for _ in range(200):
+        with socket.socket(socket.AF_UNIX) as trial:
+            trial.connect(str(connection.local_socket))
+    assert reached_by(connection) == "ipc"
+    assert daemon.log_text() == before
+    assert strike(f"ipc://{connection.local_socket}", 1) == 1
