@@ -28,6 +28,17 @@ _LOOK_MS: Final = 50
 
 Leg = Literal["ipc", "tcp"]
 """``ipc``: a Unix socket of this machine, not encrypted; ``tcp``: CURVE."""
+_WHEN_REFUSED: Final[Mapping[Leg, str]] = {
+    "ipc": "Run ComfyUI as the user who runs the daemon, or connect over TCP with `tutti keys add`: "
+    "the daemon's Unix socket is for processes of its own user, and it takes this one for another's.",
+    "tcp": "Get a new connection file from the daemon's owner and run `tutti connect FILE`: the daemon refused this key.",
+}
+_WHEN_CLOSED: Final[Mapping[Leg, str]] = {
+    "ipc": "Start the daemon again with `tutti serve`, or connect over TCP with `tutti keys add`: "
+    "what listens at its Unix socket ends the connection before it has begun.",
+    "tcp": "Check that a Tutti daemon listens at this address, and get a new connection file (`tutti connect FILE`) if it does: "
+    "what answers there ends the connection before it has begun.",
+}
 
 
 class Link:
@@ -106,14 +117,10 @@ class Link:
         while self._monitor.poll(0):
             event: Any = parse_monitor_message(self._monitor.recv_multipart())
             if event["event"] & _REFUSED:
-                raise AuthFailed(
-                    "Get a new connection file from the daemon's owner and run `tutti connect FILE`: the daemon refused this key."
-                )
+                self._socket.setsockopt(zmq.LINGER, 0)  # nobody will take what still waits to leave
+                raise AuthFailed(_WHEN_REFUSED[self.leg])
             if event["event"] == _CLOSED and not self._was_up:
-                raise AuthFailed(
-                    "Check that a Tutti daemon listens at this address, and get a new connection file (`tutti connect FILE`) if it does: "
-                    "what answers there ends the connection before it has begun."
-                )
+                raise AuthFailed(_WHEN_CLOSED[self.leg])
             if event["event"] == _LOST and self.leg == "ipc":
                 self._connect_encrypted()
             if event["event"] == _UP:

@@ -1,4 +1,4 @@
-"""Where a client looks for its daemon's Unix socket, another one listens: it goes over TCP."""
+"""Where a client looks for its daemon's Unix socket, another one listens, or the daemon turns it away: it goes over TCP, or says what to do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from pathlib import Path
 
 import pytest
 import zmq
+from tutti.backend.broker.auth import Gate, ZapHandler, make_local_server
+from tutti.backend.broker.keys import AuthorizedKeys, KeyPair
 from tutti.backend.client import Client
+from tutti.backend.errors import AuthFailed
 from tutti.backend.wire import codec
 from tutti.backend.wire.connection import Connection, find_connection
 from tutti.backend.wire.messages import Welcome
@@ -148,6 +151,65 @@ def answer_with(listener: zmq.Socket[bytes], welcome: Welcome) -> None:
     """What a daemon does once."""
     peer, *_ = listener.recv_multipart()
     listener.send_multipart([peer, *codec.encode(welcome)])
+
+
+class GateForNobody(Gate):
+    """As where the kernel's word about the other end is missing, or names another user."""
+
+    def user_of_process(self, address: bytes) -> str | None:
+        return None
+
+
+@contextlib.contextmanager
+def turning_away(folder: Path) -> Iterator[list[bytes]]:
+    """The daemon's Unix socket with the ZAP handler behind it, who lets nobody in; yields what came through all the same."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    zap = ZapHandler(context, GateForNobody(KeyPair.make(), AuthorizedKeys(folder)))
+    listener, came, ends = context.socket(zmq.ROUTER), [], threading.Event()
+    make_local_server(listener)
+    listener.bind(f"ipc://{folder}/clients")
+
+    def serve() -> None:
+        while not ends.is_set():
+            if zap.socket.poll(20):
+                zap.answer()
+            if listener.poll(0):
+                came.append(listener.recv_multipart()[-1])
+        zap.close()
+        listener.close(0)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield came
+    finally:
+        ends.set()
+        thread.join()
+        context.term()
+
+
+def test_who_is_turned_away_at_the_unix_socket_goes_over_tcp(daemon: Daemon, folder: Path) -> None:
+    connection = replace(find_connection(daemon.state_dir), local_socket=f"{folder}/clients")
+    with turning_away(folder) as came:
+        assert reached_by(connection) == "tcp"
+    assert came == []
+
+
+def test_who_is_turned_away_and_finds_no_tcp_either_is_told_what_to_do(daemon: Daemon, folder: Path) -> None:
+    """A new connection file would not help: what is wrong is the user."""
+    real = find_connection(daemon.state_dir)
+    with socket.create_server(("127.0.0.1", 0)) as mute, turning_away(folder):
+        nowhere = f"tcp://127.0.0.1:{mute.getsockname()[1]}"
+        other = KeyPair.make()
+        for connection in (
+            replace(real, endpoint=nowhere),
+            replace(real, client_public_key=other.public, client_secret_key=other.secret),
+        ):
+            lost = replace(connection, local_socket=f"{folder}/clients")
+            with Client(lost, client_id="ab" * 16, software="test") as client, pytest.raises(AuthFailed) as refused:
+                client.connect(timeout_s=2.0)
+            assert refused.value.message.startswith("Run ComfyUI as the user who runs the daemon, or connect over TCP")
+            assert "connection file" not in refused.value.message
 
 
 def test_trying_the_socket_leaves_the_daemon_unmoved(daemon: Daemon) -> None:
