@@ -5,6 +5,8 @@ Diary: one JSON line per model call and per finished Sample in ``$TEST_RANKS_FOL
 Calls: start and end of every model call in ``<rank>.calls``, on the clock that all processes of a machine share.
 A checkpoint called ``fault.safetensors`` is not read; its options say how a call ends: ``call_s`` (how long it takes), ``fail``
 (``memory``, ``bug`` or ``exit``), ``fail_rank`` (-1: every rank), ``meet`` (the other ranks wait for it in a collective) and ``fail_call`` (counted from 0 within the process).
+Whatever the checkpoint: ``$TEST_RANKS_FOLDER/armed``, a JSON ``{"place", "rank"}``, makes the calls
+of that rank (-1: of every rank) last until the broker has spoken (place ``call``).
 """
 
 from __future__ import annotations
@@ -24,14 +26,15 @@ from tutti.backend.models.registry import ResidentModel, load_model
 from tutti.backend.parallel.exchange import RawCodec
 from tutti.backend.parallel.mesh import SequenceMesh
 from tutti.backend.supervisor.liveness import watch
-from tutti.backend.worker import loop
+from tutti.backend.worker import loop, rank
+from tutti.backend.worker.link import BrokerLink
 from tutti.backend.worker.null_rank import NullAdapter
-from tutti.backend.worker.rank import run_rank
 
 RANK = int(os.environ["RANK"])
 FOLDER = Path(os.environ["TEST_RANKS_FOLDER"])
 DIARY = FOLDER / f"{RANK}.diary"
 CALLS = FOLDER / f"{RANK}.calls"
+HELD_MS = 30_000
 
 
 def write(**facts: Any) -> None:
@@ -47,6 +50,29 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
         state.update(name.encode())
         state.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return state.hexdigest()
+
+
+def armed(place: str) -> bool:
+    """Whether this rank is to misbehave at this place now."""
+    try:
+        told = json.loads((FOLDER / "armed").read_text())
+    except FileNotFoundError:
+        return False
+    return told["place"] == place and told["rank"] in (-1, RANK)
+
+
+class WatchedLink(BrokerLink):
+    """Lets a call wait for the broker's next message, without taking it."""
+
+    current: WatchedLink
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        WatchedLink.current = self
+
+    def wait_for_word(self) -> None:
+        if not self._socket.poll(HELD_MS):
+            raise RuntimeError("the broker said nothing")
 
 
 class FaultAdapter(NullAdapter):
@@ -93,8 +119,11 @@ def load(path: Path, *, dtype: torch.dtype, device: torch.device, progress: Call
     def velocity(
         x: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor], options: Mapping[str, Option]
     ) -> Tensor:
+        is_held = armed("call")  # before the diary says that the call has begun
         write(event="call", x=digest({"x": x, "timestep": timestep, **conditioning}), shape=list(x.shape))
         start_s = time.monotonic()
+        if is_held:
+            WatchedLink.current.wait_for_word()
         answer = whole(x, timestep, conditioning, options)
         with CALLS.open("a") as file:
             file.write(f"{start_s} {time.monotonic()}\n")
@@ -122,5 +151,6 @@ if __name__ == "__main__":
     if os.environ.get("TEST_DROPPING_RANK") == str(RANK):
         RawCodec.decode = drop  # type: ignore[method-assign]
     loop.run_sample = run_sample_with_diary
+    rank.BrokerLink = WatchedLink  # type: ignore[misc]
     watch()
-    run_rank(load)
+    rank.run_rank(load)
