@@ -5,8 +5,8 @@ Diary: one JSON line per model call and per finished Sample in ``$TEST_RANKS_FOL
 Calls: start and end of every model call in ``<rank>.calls``, on the clock that all processes of a machine share.
 A checkpoint called ``fault.safetensors`` is not read; its options say how a call ends: ``call_s`` (how long it takes), ``fail``
 (``memory``, ``bug`` or ``exit``), ``fail_rank`` (-1: every rank), ``meet`` (the other ranks wait for it in a collective) and ``fail_call`` (counted from 0 within the process).
-Whatever the checkpoint: ``$TEST_RANKS_FOLDER/armed``, a JSON ``{"place", "rank"}``, makes the calls
-of that rank (-1: of every rank) last until the broker has spoken (place ``call``).
+Whatever the checkpoint: ``$TEST_RANKS_FOLDER/armed``, a JSON ``{"place", "rank"}``, makes that rank (-1: every rank) fail where the tensors are
+shared (``share``) or between that and the gate of a call (``network``), or makes its calls last until the broker has spoken (``call``).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from tutti.backend.parallel.mesh import SequenceMesh
 from tutti.backend.supervisor.liveness import watch
 from tutti.backend.worker import loop, rank
 from tutti.backend.worker.link import BrokerLink
+from tutti.backend.worker.network import GatedNetwork
 from tutti.backend.worker.null_rank import NullAdapter
 
 RANK = int(os.environ["RANK"])
@@ -139,6 +140,19 @@ def drop(codec: RawCodec, payload: Tensor, landing: Tensor) -> Tensor:
 
 
 run_sample = loop.run_sample
+share, prepare = loop.share, GatedNetwork.prepare
+
+
+def share_unless_armed(*arguments: Any) -> Any:
+    if armed("share"):
+        fail("bug")
+    return share(*arguments)
+
+
+def prepare_unless_armed(*arguments: Any) -> Any:
+    if armed("network"):
+        fail("bug")
+    return prepare(*arguments)
 
 
 def run_sample_with_diary(*arguments: Any) -> Any:
@@ -151,6 +165,8 @@ if __name__ == "__main__":
     if os.environ.get("TEST_DROPPING_RANK") == str(RANK):
         RawCodec.decode = drop  # type: ignore[method-assign]
     loop.run_sample = run_sample_with_diary
+    loop.share = share_unless_armed
+    GatedNetwork.prepare = prepare_unless_armed  # type: ignore[method-assign]
     rank.BrokerLink = WatchedLink  # type: ignore[misc]
     watch()
     rank.run_rank(load)

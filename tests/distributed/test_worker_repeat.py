@@ -1,4 +1,4 @@
-"""Turns that are not prepared again (ADR 11) on two real ranks: what they compute, and a cancel in them."""
+"""Turns that are not prepared again (ADR 11) on two real ranks: what they compute, a cancel in them, and failures before their first call."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tutti.backend.wire.messages import Evaluated, Failed
+from tutti.backend.worker.failure import EXIT_FAILED_ALONE, EXIT_GROUP_BROKEN
+from tutti.backend.worker.loop import AGREEMENT_S
 
 from tests.support.checkpoints import write_tiny_flux
 from tests.support.parity import FP32_TOLERANCE, relative_error
@@ -36,6 +38,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def group() -> Iterator[RankGroup]:
     """One group for everything that it survives."""
+    with running(2, module=ENTRY) as ranks:
+        yield ranks
+
+
+@pytest.fixture
+def mortal() -> Iterator[RankGroup]:
+    """A group that may die."""
     with running(2, module=ENTRY) as ranks:
         yield ranks
 
@@ -118,3 +127,37 @@ def test_a_cancel_in_the_first_call_of_a_repeated_turn_keeps_every_rank_out_of_t
     assert turn.answer.code == "cancelled"
     assert calls_begun(group) == [count + 1 for count in before]
     assert_next_jobs_are_right(group, checkpoint, loop)
+
+
+@pytest.mark.parametrize("place", ["share", "network"])
+def test_the_same_failure_before_the_first_call_of_a_repeated_turn_keeps_the_group(
+    place: str, group: RankGroup, checkpoint: Path
+) -> None:
+    """The exchange for that call has begun on every rank, and none makes the call."""
+    loop = ready_for_repeat(group, checkpoint)
+    before = calls_begun(group)
+    with armed(group, place, -1):
+        turn = loop.repeat(two_calls(2))
+    assert isinstance(turn.answer, Failed)
+    assert turn.answer.code == "internal"
+    assert set(turn.done) == {0, 1}
+    assert calls_begun(group) == before
+    assert_next_jobs_are_right(group, checkpoint, loop)
+
+
+@pytest.mark.parametrize(("place", "rank"), [("share", 0), ("share", 1), ("network", 0), ("network", 1)])
+def test_a_failure_of_one_rank_before_the_first_call_of_a_repeated_turn_ends_the_group_soon(
+    place: str, rank: int, mortal: RankGroup, checkpoint: Path
+) -> None:
+    loop = ready_for_repeat(mortal, checkpoint)
+    with armed(mortal, place, rank):
+        turn = loop.begin_repeat(two_calls(2))
+        deadline_s = time.monotonic() + AGREEMENT_S + 5
+        statuses = [process.wait(max(0.0, deadline_s - time.monotonic())) for process in mortal.processes]
+    assert EXIT_FAILED_ALONE in statuses, "the daemon learns the cause from the exit status"
+    assert set(statuses) <= {EXIT_FAILED_ALONE, EXIT_GROUP_BROKEN}
+    assert "this rank ends" in mortal.logs()
+    while mortal.socket.poll(100):
+        mortal.take(turn)
+    assert turn.answer is None
+    assert turn.done == {}
