@@ -27,6 +27,10 @@ DOMAIN = b"tutti"
 LOCAL_DOMAIN = b"tutti-local"
 _CREDENTIALS = re.compile(rb"[^:]*:(?P<uid>\d+):\d+:\d+")
 """What libzmq gives as the address of a peer on a Unix socket: ``localhost:UID:GID:PID``, as the kernel says (SO_PEERCRED)."""
+_WHO_WAS_TURNED_AWAY = {
+    DOMAIN: "with a key that is not known: `tutti keys add` makes one",
+    LOCAL_DOMAIN: "of another user: run ComfyUI as the user who runs the daemon, or connect over TCP with `tutti keys add`",
+}
 HAS_PEER_CREDENTIALS = sys.platform == "linux"
 """Whether libzmq tells who is at the other end of a Unix socket. Elsewhere local clients use TCP and CURVE like all others."""
 OLDEST_LIBZMQ = (4, 3, 5)
@@ -106,8 +110,7 @@ class ZapHandler:
         status, text = (b"200", b"OK") if user else (b"400", b"unknown key")
         self.socket.send_multipart([ZAP_VERSION, request_id, status, text, (user or "").encode("ascii"), b""])
         if not user:
-            who = "of another user" if domain == LOCAL_DOMAIN else "with a key that is not known"
-            log.warning("turned away a connection %s", who)
+            log.warning("turned away a connection %s", _WHO_WAS_TURNED_AWAY.get(domain, "that asked for nothing known"))
 
     def close(self) -> None:
         """Close the socket."""

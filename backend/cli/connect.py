@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     if options.file is None:
         raise CommandError("Name the connection file: `tutti connect FILE`, or `tutti connect --forget`.")
     try:
-        connection = read_connection(options.file)
+        connection = read_connection(options.file).imported()
     except FileNotFoundError:
         raise CommandError(f"Name a file that exists: {options.file} does not.") from None
     write_connection(remote, connection)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final, TypeVar, cast
 
-from ..errors import ConnectionProblem, DaemonUnreachable, NotReady, TuttiError, UnknownJob, from_wire
+from ..errors import AuthFailed, ConnectionProblem, DaemonUnreachable, NotReady, TuttiError, UnknownJob, from_wire
 from ..wire import codec
 from ..wire.codec import Received
 from ..wire.connection import Connection
@@ -95,25 +95,43 @@ class Client:
     # --- connection -----------------------------------------------------------------------------------------------------------
 
     def connect(self, timeout_s: float = 5.0, idle: Idle = _ignore) -> Welcome:
-        """Say hello and wait for the daemon's welcome.
+        """Say hello and wait for the daemon's welcome. Who is refused at the Unix socket tries TCP, once.
 
         Raises:
             DaemonUnreachable: nothing answers.
-            AuthFailed: the daemon refused our key.
+            AuthFailed: the daemon refused our key, or this process at its Unix socket and TCP did not help.
         """
         with self._lock:
-            self._link.send(Hello(client_id=self.client_id, software=self._software))
             deadline = time.monotonic() + timeout_s
-            while time.monotonic() < deadline:
-                idle()
-                received = self._link.receive(POLL_S)
-                if received and isinstance(received.message, Welcome):
-                    self.welcome = received.message
-                    self._last_heard_s = time.monotonic()
-                    return received.message
-                if received and isinstance(received.message, Failed):
-                    raise from_wire(received.message.code, received.message.message)
+            try:
+                return self._say_hello(deadline, idle)
+            except AuthFailed as refused:
+                if self._link.leg == "tcp":
+                    raise
+                self._renew_link(replace(self._connection, local_socket=None))
+                try:
+                    return self._say_hello(deadline, idle)
+                except ConnectionProblem as error:
+                    raise refused from error
+
+    def _say_hello(self, deadline: float, idle: Idle) -> Welcome:
+        self._link.send(Hello(client_id=self.client_id, software=self._software))
+        while time.monotonic() < deadline:
+            idle()
+            received = self._link.receive(POLL_S)
+            if received and isinstance(received.message, Welcome):
+                self.welcome = received.message
+                self._last_heard_s = time.monotonic()
+                return received.message
+            if received and isinstance(received.message, Failed):
+                raise from_wire(received.message.code, received.message.message)
         raise DaemonUnreachable("Start the daemon with `tutti serve`: nothing answers at its address.")
+
+    def _renew_link(self, connection: Connection) -> None:
+        """Give the socket up and take another one, for as long as this client lives."""
+        self._link.close()
+        self._connection, self._link = connection, Link(connection)
+        self._greeted_reconnects = 0
 
     def close(self) -> None:
         """Close the connection. Open trajectories are left to their lease: release them first."""
@@ -275,9 +293,7 @@ class Client:
 
     def _reopen(self) -> None:
         """Give the socket up: what still comes for the old job finds no reader."""
-        self._link.close()
-        self._link = Link(self._connection)
-        self._greeted_reconnects = 0
+        self._renew_link(self._connection)
         with contextlib.suppress(ConnectionProblem):  # the next job says what is wrong, at a place that can show it
             self.connect(timeout_s=1.0)
 

@@ -35,7 +35,7 @@ def connect(pack: Path, runner: Runner, file: Path | None, *, forget: bool = Fal
         connection.write_connection(remote, imported)
 
     try:
-        imported = connection.read_connection(file)
+        imported = connection.read_connection(file).imported()
         runner.change(f"write {remote}", write)
     except FileNotFoundError:
         raise SetupError(f"{file} does not exist.", "name the file that `tutti keys add` wrote.") from None

@@ -17,7 +17,7 @@ import secrets
 import stat
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -66,6 +66,10 @@ class Connection:
             isinstance(self.local_socket, str) and _SOCKET_PATH.fullmatch(self.local_socket)
         ):
             raise ValueError("local_socket: expected an absolute path that a Unix socket can have")
+
+    def imported(self) -> Connection:
+        """The same without what means something only on the machine whose daemon wrote the file: a process and a path."""
+        return replace(self, pid=None, local_socket=None)
 
 
 def state_dir() -> Path:

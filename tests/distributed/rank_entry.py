@@ -5,6 +5,8 @@ Diary: one JSON line per model call and per finished Sample in ``$TEST_RANKS_FOL
 Calls: start and end of every model call in ``<rank>.calls``, on the clock that all processes of a machine share.
 A checkpoint called ``fault.safetensors`` is not read; its options say how a call ends: ``call_s`` (how long it takes), ``fail``
 (``memory``, ``bug`` or ``exit``), ``fail_rank`` (-1: every rank), ``meet`` (the other ranks wait for it in a collective) and ``fail_call`` (counted from 0 within the process).
+Whatever the checkpoint: ``$TEST_RANKS_FOLDER/armed``, a JSON ``{"place", "rank"}``, makes that rank (-1: every rank) fail where the tensors are
+shared (``share``) or between that and the gate of a call (``network``), or makes its calls last until the broker has spoken (``call``).
 """
 
 from __future__ import annotations
@@ -24,14 +26,16 @@ from tutti.backend.models.registry import ResidentModel, load_model
 from tutti.backend.parallel.exchange import RawCodec
 from tutti.backend.parallel.mesh import SequenceMesh
 from tutti.backend.supervisor.liveness import watch
-from tutti.backend.worker import loop
+from tutti.backend.worker import loop, rank
+from tutti.backend.worker.link import BrokerLink
+from tutti.backend.worker.network import GatedNetwork
 from tutti.backend.worker.null_rank import NullAdapter
-from tutti.backend.worker.rank import run_rank
 
 RANK = int(os.environ["RANK"])
 FOLDER = Path(os.environ["TEST_RANKS_FOLDER"])
 DIARY = FOLDER / f"{RANK}.diary"
 CALLS = FOLDER / f"{RANK}.calls"
+HELD_MS = 30_000
 
 
 def write(**facts: Any) -> None:
@@ -47,6 +51,29 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
         state.update(name.encode())
         state.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return state.hexdigest()
+
+
+def armed(place: str) -> bool:
+    """Whether this rank is to misbehave at this place now."""
+    try:
+        told = json.loads((FOLDER / "armed").read_text())
+    except FileNotFoundError:
+        return False
+    return told["place"] == place and told["rank"] in (-1, RANK)
+
+
+class WatchedLink(BrokerLink):
+    """Lets a call wait for the broker's next message, without taking it."""
+
+    current: WatchedLink
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        WatchedLink.current = self
+
+    def wait_for_word(self) -> None:
+        if not self._socket.poll(HELD_MS):
+            raise RuntimeError("the broker said nothing")
 
 
 class FaultAdapter(NullAdapter):
@@ -93,8 +120,11 @@ def load(path: Path, *, dtype: torch.dtype, device: torch.device, progress: Call
     def velocity(
         x: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor], options: Mapping[str, Option]
     ) -> Tensor:
+        is_held = armed("call")  # before the diary says that the call has begun
         write(event="call", x=digest({"x": x, "timestep": timestep, **conditioning}), shape=list(x.shape))
         start_s = time.monotonic()
+        if is_held:
+            WatchedLink.current.wait_for_word()
         answer = whole(x, timestep, conditioning, options)
         with CALLS.open("a") as file:
             file.write(f"{start_s} {time.monotonic()}\n")
@@ -110,6 +140,19 @@ def drop(codec: RawCodec, payload: Tensor, landing: Tensor) -> Tensor:
 
 
 run_sample = loop.run_sample
+share, prepare = loop.share, GatedNetwork.prepare
+
+
+def share_unless_armed(*arguments: Any) -> Any:
+    if armed("share"):
+        fail("bug")
+    return share(*arguments)
+
+
+def prepare_unless_armed(*arguments: Any) -> Any:
+    if armed("network"):
+        fail("bug")
+    return prepare(*arguments)
 
 
 def run_sample_with_diary(*arguments: Any) -> Any:
@@ -122,5 +165,8 @@ if __name__ == "__main__":
     if os.environ.get("TEST_DROPPING_RANK") == str(RANK):
         RawCodec.decode = drop  # type: ignore[method-assign]
     loop.run_sample = run_sample_with_diary
+    loop.share = share_unless_armed
+    GatedNetwork.prepare = prepare_unless_armed  # type: ignore[method-assign]
+    rank.BrokerLink = WatchedLink  # type: ignore[misc]
     watch()
-    run_rank(load)
+    rank.run_rank(load)

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,12 @@ def test_the_imported_file_is_the_one_that_comfyui_then_uses(given: Path, tmp_pa
         assert stat.S_IMODE((state_dir / "remote.json").stat().st_mode) == 0o600
     assert install_connect("--forget", state_dir=state_dir).returncode == 0
     assert not (state_dir / "remote.json").exists()
+
+
+def test_no_socket_and_no_process_is_taken_from_the_file(given: Path, tmp_path: Path) -> None:
+    write_connection(given, replace(BOX, local_socket="/tmp/elsewhere/clients", pid=1))
+    assert install_connect(str(given), state_dir=tmp_path / "state").returncode == 0
+    assert find_connection(tmp_path / "state") == BOX
 
 
 def test_a_dry_run_writes_nothing(given: Path, tmp_path: Path) -> None:

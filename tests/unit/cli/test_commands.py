@@ -19,7 +19,7 @@ from tutti.backend.cli.commands import COMMANDS
 from tutti.backend.cli.state_directory import DaemonLock
 from tutti.backend.cli.status import duration, size, table
 from tutti.backend.client import Client
-from tutti.backend.wire.connection import read_connection
+from tutti.backend.wire.connection import read_connection, write_connection
 
 from tests.support.addresses import free_port, needs_ipv6
 from tests.support.daemon import NULL_RANKS, TUTTI, Daemon, private_state_dir, running, started, write_null_model
@@ -285,12 +285,17 @@ def test_keys_are_made_handed_over_imported_and_revoked(state_dir: Path, tmp_pat
     assert said(tutti("keys", "revoke", "box")).startswith("tutti: Name one of the keys")
 
 
-def test_connect_imports_a_file_and_forget_goes_back(state_dir: Path, tmp_path: Path) -> None:
+def test_connect_imports_a_file_without_socket_and_process_and_forget_goes_back(
+    state_dir: Path, tmp_path: Path
+) -> None:
     tutti("keys", "add", "box", "--address", "127.0.0.1:9", cwd=tmp_path)
     file = tmp_path / "box.tutti.json"
+    honest = read_connection(file)
+    write_connection(file, replace(honest, local_socket="/tmp/elsewhere/clients", pid=1))  # as of another machine
     text = said(tutti("connect", str(file)))
     assert "The file is imported all the same" in text
-    assert read_connection(state_dir / "remote.json").endpoint == "tcp://127.0.0.1:9"
+    assert read_connection(state_dir / "remote.json") == honest
+    assert honest.endpoint == "tcp://127.0.0.1:9"
     assert tutti("connect", "--forget").returncode == 0
     assert not (state_dir / "remote.json").exists()
     file.chmod(0o644)
