@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from .nodes_demo import TuttiDemoLoader, TuttiDemoPrompt
 from .nodes_loader import TuttiLoadDiffusionModel
 from .nodes_sampler import TuttiSampler
 from .nodes_status import TuttiStatus
@@ -15,7 +14,7 @@ class TuttiExtension(ComfyExtension):  # type: ignore[misc]
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node of the pack."""
-        return [TuttiLoadDiffusionModel, TuttiSampler, TuttiStatus, TuttiDemoLoader, TuttiDemoPrompt]
+        return [TuttiLoadDiffusionModel, TuttiSampler, TuttiStatus]
 
 
 async def comfy_entrypoint() -> TuttiExtension:

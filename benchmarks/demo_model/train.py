@@ -10,6 +10,7 @@ import csv
 import json
 import platform
 import random
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from .latents import Latents, make_latents
 from .scenes import draw, random_scene
 
 Curves = dict[str, list[tuple[int, float]]]
+CARD: Final = "MODEL_CARD.md"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +111,7 @@ def _write_record(recipe: Recipe, curves: Curves, measured: dict[str, float], ou
         rows = csv.writer(file)
         rows.writerow(["phase", "step", "loss"])
         rows.writerows((phase, *point) for phase, points in curves.items() for point in points)
+    shutil.copy(Path(__file__).with_name(CARD), out / CARD)
     record = {"recipe": asdict(recipe), "measured": measured, "torch": torch.__version__, "machine": platform.machine()}
     (out / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
