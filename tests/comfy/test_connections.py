@@ -21,7 +21,7 @@ from tests.support.parity import FP32_TOLERANCE, relative_error
 @contextmanager
 def remote(state_dir: Path, connection: Connection) -> Iterator[None]:
     """ComfyUI was told to use a daemon of another box, as `tutti connect` does it."""
-    write_connection(state_dir / REMOTE_FILE, replace(connection, pid=None))
+    write_connection(state_dir / REMOTE_FILE, connection.imported())
     try:
         yield
     finally:
