@@ -120,4 +120,5 @@ def test_the_flow_learns(tmp_path: Path) -> None:
     _, curve = flow.train_flow(
         "tiny", flow.new_transformer(), [latents], tmp_path, steps=60, tokens=32, rate=1.0, compiled=False
     )
-    assert curve[-1][1] < 0.8 * curve[0][1]
+    untrained = 2.0  # it gives zero: what is left is the variance of noise - x0, and both have 1
+    assert curve[-1][1] < 0.85 * untrained
