@@ -4,7 +4,7 @@
     models/vae/tutti_demo_vae.safetensors                 the autoencoder, TAESD's layout
     digests.json                                          BLAKE2b of both, written by the recipe
 
-The folder ``models`` looks like one of ComfyUI's: the daemon looks for models in it after all others.
+The folder ``models`` looks like one of ComfyUI's: the daemon looks for models in it before all others.
 """
 
 from __future__ import annotations

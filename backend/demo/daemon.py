@@ -6,8 +6,10 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,9 +18,11 @@ from ..client import Client
 from ..client.launch import start_daemon, wait_for_connection
 from ..errors import GroupFailed, NotReady
 from ..wire.connection import Connection
+from .terminal import Terminal
 
 _START_S: Final = 120.0
 _STOP_S: Final = 30.0
+SOFTWARE: Final = "tutti demo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +34,16 @@ class OwnDaemon:
 
     @classmethod
     def start(
-        cls, models: Path, state: Path, *, device: str, ranks: int, software: str, arguments: Sequence[str] = ()
+        cls, models: Path | None, state: Path, *, device: str, ranks: int, software: str, arguments: Sequence[str] = ()
     ) -> OwnDaemon:
-        """Start one over the models folder ``models`` with the state directory ``state``, and wait until its group is ready.
+        """Start one over the models folder ``models`` (None: only what ships) with the state directory ``state``, and wait until its group is ready.
 
         Raises:
             TuttiError: it does not come up; nothing of it is left.
         """
         command = [sys.executable, "-m", "tutti.backend", "serve", "--device", device, "--ranks", str(ranks)]
-        process = start_daemon([*command, "--models", str(models), "--state-dir", str(state), *arguments], state)
+        command += [] if models is None else ["--models", str(models)]
+        process = start_daemon([*command, "--state-dir", str(state), *arguments], state)
         try:
             connection = wait_for_connection(process, state, _START_S)
             _wait_until_ready(connection, software)
@@ -74,3 +79,18 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+@contextmanager
+def running_daemon(device: str, ranks: int, terminal: Terminal) -> Iterator[Client]:
+    """A client of a daemon that is ready to work. The daemon is stopped at the end, whatever happened; nothing of it stays on disk."""
+    with tempfile.TemporaryDirectory(prefix="tutti-demo-") as folder:
+        with terminal.stage(f"start a daemon with {ranks} {device.upper()} rank{'s' if ranks > 1 else ''}"):
+            own = OwnDaemon.start(None, Path(folder) / "state", device=device, ranks=ranks, software=SOFTWARE)
+        try:
+            with Client(own.connection, client_id=secrets.token_hex(16), software=SOFTWARE) as client:
+                client.connect()
+                yield client
+        finally:
+            with terminal.stage("stop the daemon"):
+                own.stop()

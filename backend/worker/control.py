@@ -18,7 +18,8 @@ from ..errors import ERRORS_BY_CODE, Draining, InternalError, JobCancelled, Tutt
 
 PROTOCOL: Final = 1
 WORDS: Final = 16
-"""Length of the vector. Words 5 to 7 belong to the codecs and are zero without them, as are the spare ones behind."""
+"""Length of the vector. Words 5 to 7 belong to the codecs and are zero without them, as are the spare ones behind word 8."""
+_SENT_BYTES_WORD: Final = 8
 
 _ERROR_CODES: Final = tuple(sorted(ERRORS_BY_CODE))
 """The same list on every rank, which all run the same release: an error travels as its place in it, counted from 1."""
@@ -56,11 +57,15 @@ class Row:
     action: Action = Action.CONTINUE
     error: str = ""
     """Wire code of the error that this rank's call ended with."""
+    sent_bytes: int = 0
+    """What this rank has sent to the others, in the exchange after the last call; nothing is decided by it."""
 
     def words(self) -> list[int]:
         """The row as it travels."""
         error = _ERROR_CODES.index(self.error) + 1 if self.error else 0
-        return [PROTOCOL, self.sequence, self.call, self.action, error, *[0] * (WORDS - 5)]
+        words = [PROTOCOL, self.sequence, self.call, self.action, error, *[0] * (WORDS - 5)]
+        words[_SENT_BYTES_WORD] = self.sent_bytes
+        return words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +109,7 @@ def _check_same_place(rows: Sequence[Sequence[int]]) -> None:
             raise OutOfStep(
                 f"rank {rank} is at call {row[2]} of job {row[1]}, rank 0 at call {rows[0][2]} of job {rows[0][1]}"
             )
-        if any(row[5:]):
+        if any(row[5:_SENT_BYTES_WORD]) or row[_SENT_BYTES_WORD] < 0 or any(row[_SENT_BYTES_WORD + 1 :]):
             raise OutOfStep(f"rank {rank} uses spare words of the control vector")
 
 
@@ -160,6 +165,18 @@ class CallGate:
         if decision.action is Action.DRAIN:
             raise Draining("Queue it again when the daemon is back: it was stopped while the job ran.")
         self.call += 1
+
+    def add_up(self, sent_bytes: int) -> int:
+        """What all ranks together have sent, after the last call. Collective.
+
+        Raises:
+            OutOfStep: another rank is not there, or reports an error of its last call.
+        """
+        rows = self._exchange(
+            torch.tensor(Row(sequence=self._sequence, call=self.call, sent_bytes=sent_bytes).words())
+        )()
+        decide(rows.tolist())
+        return int(rows[:, _SENT_BYTES_WORD].sum())
 
     def agree_on(self, error: TuttiError) -> None:
         """Return if every rank's call ended with an error of this kind, which leaves the group whole.

@@ -10,7 +10,6 @@ import csv
 import json
 import platform
 import random
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -30,7 +29,6 @@ from .latents import Latents, make_latents
 from .scenes import draw, random_scene
 
 Curves = dict[str, list[tuple[int, float]]]
-CARD: Final = "MODEL_CARD.md"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +45,9 @@ class Recipe:
     """(width, height, scenes)"""
     tokens: int = 2048
     """Image tokens in a batch."""
-    small_steps: int = 1500
-    larger_steps: int = 100
-    guidance_steps: int = 100
+    small_steps: int = 5000
+    larger_steps: int = 200
+    guidance_steps: int = 150
     compiled: bool = True
     """Of the first phase only: compiling for every further size takes longer than its few steps."""
 
@@ -111,7 +109,6 @@ def _write_record(recipe: Recipe, curves: Curves, measured: dict[str, float], ou
         rows = csv.writer(file)
         rows.writerow(["phase", "step", "loss"])
         rows.writerows((phase, *point) for phase, points in curves.items() for point in points)
-    shutil.copy(Path(__file__).with_name(CARD), out / CARD)
     record = {"recipe": asdict(recipe), "measured": measured, "torch": torch.__version__, "machine": platform.machine()}
     (out / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
