@@ -18,11 +18,18 @@ class CallSpec:
     """The shapes of one model call, known before any tensor arrives."""
 
     x_shape: tuple[int, ...]
-    """The latent as the network gets it, concatenated channels included: ``[batch, channels, height, width]`` for images."""
+    """The latent as the network gets it, concatenated channels included: ``[batch, channels, height, width]`` for images,
+    ``[batch, channels, frames, height, width]`` for videos."""
+    timestep_shape: tuple[int, ...] = ()
+    """``[batch]``, or ``[batch, frames]`` where frames have timesteps of their own. Empty means ``[batch]``."""
     conditioning: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Flat name -> shape."""
     options: Mapping[str, Option] = field(default_factory=dict)
     """Everything that is not a tensor."""
+
+    def __post_init__(self) -> None:
+        if not self.timestep_shape:
+            object.__setattr__(self, "timestep_shape", self.x_shape[:1])
 
 
 class Adapter(Protocol):
@@ -42,5 +49,6 @@ class Adapter(Protocol):
     ) -> Tensor:
         """The network's output for ``x`` in model space, float32, full size, the same bits on every rank. Collective.
 
-        ``timestep`` is ``[batch]``: sigma times the model's multiplier. ``denoised = x - sigma * velocity``.
+        ``timestep`` is ``[batch]`` (or ``[batch, frames]``): sigma times the model's multiplier.
+        ``denoised = x - sigma * velocity``.
         """

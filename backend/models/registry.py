@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -12,24 +12,11 @@ from ..errors import OutOfMemory, UnsupportedFamily
 from ..parallel.mesh import SequenceMesh
 from .adapter import Adapter
 from .checkpoint import PREFIXES, Checkpoint, open_checkpoint
-from .flux import FluxFamily
+from .families.flux import Flux
+from .family import Family
 
-
-class Family(Protocol):
-    """How one architecture is found in a file and brought up."""
-
-    name: str
-
-    def recognises(self, checkpoint: Checkpoint) -> bool:
-        """Whether the tensor names (prefix taken off) are this family's; reads no tensor."""
-
-    def load(
-        self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, progress: Callable[[float], None]
-    ) -> tuple[Any, int]:
-        """The adapter and its number of attention heads. Raises ``BadCheckpoint``."""
-
-
-FAMILIES: tuple[Family, ...] = (FluxFamily(),)
+FAMILIES: tuple[Family[Any], ...] = (Flux(),)
+"""The first one that recognises a file gets it: a narrower family comes first."""
 
 
 class ResidentModel:
@@ -78,7 +65,7 @@ def load_model(
     )
 
 
-def find_family(checkpoint: Checkpoint) -> tuple[Family, Checkpoint]:
+def find_family(checkpoint: Checkpoint) -> tuple[Family[Any], Checkpoint]:
     """The family of a file, and the file seen through its prefix. Raises :class:`UnsupportedFamily` that lists what we run."""
     for prefix in PREFIXES:
         weights = checkpoint.under(prefix)

@@ -14,8 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .flux_keys import HEAD_DIM, FluxGeometry, bfl_source
-from .flux_net import empty_network
+from .families.flux import HEAD_DIM, Flux, FluxGeometry, key_map
 
 BIAS_SCALE = 0.05
 
@@ -62,7 +61,7 @@ def random_weights(geometry: FluxGeometry, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {
         name: _random(name, tensor.shape, generator)
-        for name, tensor in sorted(empty_network(geometry).state_dict().items())
+        for name, tensor in sorted(Flux().empty_network(geometry).state_dict().items())
     }
 
 
@@ -74,10 +73,10 @@ def _random(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
 
 
 def to_bfl(tensors: dict[str, Tensor], hidden: int, norm_leaf: str = "scale") -> dict[str, Tensor]:
-    """Parameters by their diffusers names -> by BFL's, fused: :func:`bfl_source` read backwards."""
-    parts: dict[str, list[tuple[int, Tensor]]] = {}
+    """Parameters by their diffusers names -> by BFL's, fused: :func:`key_map` read backwards."""
+    names, parts = key_map(hidden), dict[str, list[tuple[int, Tensor]]]()
     for name, tensor in tensors.items():
-        source = bfl_source(name, hidden)
+        source = names.source(name)
         if source.swap_halves:
             tensor = torch.cat(tensor.chunk(2)[::-1])
         parts.setdefault(source.name, []).append((source.rows[0] if source.rows else 0, tensor))

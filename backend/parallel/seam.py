@@ -7,7 +7,7 @@ the processors of one network only: other models in the process, and diffusers' 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import InternalError
 from .exchange import Codec, Exchange, RawCodec
-from .hooks import Gather, Sharder, Split
+from .hooks import Gather, Sharder, Split, SplitOutput
 from .mesh import SequenceMesh
 from .partition import Partition
 from .usp import CallContext, running_call, usp_operator
@@ -123,14 +123,14 @@ def bind(
     network: nn.Module,
     mesh: SequenceMesh,
     *,
-    splits: tuple[Split, ...],
+    splits: Sequence[Split | SplitOutput],
     gather: Gather,
     is_joint_attention: Callable[[str], bool],
     codec: Codec | None = None,
 ) -> Binding:
     """Install the seam on ``network``.
 
-    ``splits`` and ``gather`` say which inputs are cut and which output is put together again; ``is_joint_attention`` selects, by module
+    ``splits`` and ``gather`` say which tensors are cut and which output is put together again; ``is_joint_attention`` selects, by module
     name, the attentions that see all streams. Raises :class:`InternalError` when a selected attention has no seam.
     """
     selected = [

@@ -105,9 +105,12 @@ def _calls(count: int, parts: Parts) -> None:
     known = []
     for index in range(count):
         x, timestep = f"call.{index}.x", f"call.{index}.timestep"
-        batch = _latent(parts, x, FLOATS)[0]
-        if _need(parts, timestep, _F32) != (batch,):
-            raise SchemaError(f"{parts[timestep].shape} is not one number for each of the batch of {batch}", timestep)
+        shape = _latent(parts, x, FLOATS)
+        if _need(parts, timestep, _F32) not in (shape[:1], (shape[0], *shape[2:3])):
+            raise SchemaError(
+                f"{parts[timestep].shape} is not one number for each of the batch of {shape[0]}, nor for each of its frames",
+                timestep,
+            )
         known += [x, timestep]
     _only(parts, known)
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tutti.backend.errors import BadCheckpoint, UnsupportedFamily
-from tutti.backend.models.flux import FluxAdapter
+from tutti.backend.models.family import TransformerAdapter
 from tutti.backend.models.registry import ResidentModel, load_model
 
 from tests.support.checkpoints import write_tiny_flux
@@ -98,14 +98,14 @@ def test_the_geometry_is_read_off_the_shapes(format: str, geometry: dict[str, in
     path = tmp_path / "tiny.safetensors"
     written = write_tiny_flux(path, format=format, **geometry)  # type: ignore[arg-type]
     model = load(path)
-    assert isinstance(model.adapter, FluxAdapter)
+    assert isinstance(model.adapter, TransformerAdapter)
     assert model.adapter.geometry == written
     assert (model.family, model.num_heads) == ("flux", written.hidden // 128)
 
 
 def test_tensors_of_the_asked_dtype_stay_views_of_the_mapped_file(tiny: Path) -> None:
     model = load(tiny)
-    assert isinstance(model.adapter, FluxAdapter)
+    assert isinstance(model.adapter, TransformerAdapter)
     maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(tiny) in line]
     ranges = [tuple(int(address, 16) for address in fields[0].split("-")) for fields in maps]
     copied = [
@@ -123,7 +123,7 @@ def test_other_dtypes_are_cast_to_the_asked_one(dtype: torch.dtype, tmp_path: Pa
     path = tmp_path / "tiny.safetensors"
     write_tiny_flux(path, **TINY, dtype=dtype)
     model = load(path, dtype=torch.bfloat16)
-    assert isinstance(model.adapter, FluxAdapter)
+    assert isinstance(model.adapter, TransformerAdapter)
     assert {parameter.dtype for parameter in model.adapter.network.parameters()} == {torch.bfloat16}
     stored = load_file(path)["double_blocks.0.img_attn.qkv.weight"].to(torch.bfloat16)
     assert torch.equal(model.adapter.network.transformer_blocks[0].attn.to_k.weight, stored[128:256])

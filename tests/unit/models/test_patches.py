@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tutti.backend.models.flux_tokens import Placement, grid_positions, pack, place_references, unpack
+from tutti.backend.models.patches import Placement, grid_positions, pack, place_references, unpack
 
 CPU = torch.device("cpu")
 
