@@ -45,7 +45,18 @@ FLUX: Final = Family(
     advice="an Empty SD3 Latent Image, or a VAE Encode with FLUX's ae.safetensors",
 )
 
-FAMILIES: Final[tuple[Family, ...]] = (FLUX,)
+WAN: Final = Family(
+    name="wan",
+    configs=frozenset({"WAN21_T2V", "WAN21_I2V", "WAN22_T2V"}),
+    model_class="WAN21",
+    tensors={"c_crossattn": "context", "clip_fea": "clip_features", "c_concat": "concat"},
+    lists={},
+    options=frozenset(),
+    arguments=("context", "clip_fea", "time_dim_concat", "transformer_options"),
+    advice="an Empty Hunyuan Latent Video, or Wan Image To Video",
+)
+
+FAMILIES: Final[tuple[Family, ...]] = (FLUX, WAN)
 
 
 def family_of(config_class: type) -> Family:

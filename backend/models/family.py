@@ -21,6 +21,7 @@ from ..parallel.seam import Binding, bind
 from .adapter import CallSpec, Option
 from .checkpoint import Checkpoint, Source, assemble
 from .inputs import Inputs
+from .keys import KeyMap, spelled_as_in
 
 Geometry = TypeVar("Geometry")
 
@@ -63,18 +64,29 @@ class Family(ABC, Generic[Geometry]):
     """On the wire: lower case, digits, underscores."""
     label: ClassVar[str]
     """For people."""
+    original_marks: ClassVar[Sequence[str]]
+    """Tensors that every file in the original naming has (that of the authors' code and of ComfyUI); empty where it is diffusers'."""
+    diffusers_marks: ClassVar[Sequence[str]]
+    """Tensors that every file in diffusers' naming has."""
+    relatives: ClassVar[tuple[str, ...]] = ()
+    """How names begin that this family lacks and its relatives have."""
+    spellings: ClassVar[Mapping[str, str]] = {}
+    """Ends of original names -> other ends for the same."""
     splits: ClassVar[Sequence[Split | SplitOutput]]
     """What is cut along its tokens."""
     gather: ClassVar[Gather]
     """What is put together again."""
 
     @abstractmethod
-    def recognises(self, checkpoint: Checkpoint) -> bool:
-        """Whether the tensor names (prefix taken off) are this family's and no relative's; reads no tensor."""
+    def geometry(self, checkpoint: Checkpoint, named: Callable[[str], str]) -> Geometry:
+        """Everything that this family's checkpoints differ in, read off the shapes. Raises ``BadCheckpoint``.
+
+        ``named`` gives this file's name for a parameter of diffusers' network.
+        """
 
     @abstractmethod
-    def geometry(self, checkpoint: Checkpoint) -> Geometry:
-        """Everything that this family's checkpoints differ in, read off the shapes. Raises ``BadCheckpoint``."""
+    def key_map(self, geometry: Geometry | None) -> KeyMap:
+        """diffusers' names -> the original ones. Without a geometry only the names count, not the rows."""
 
     @abstractmethod
     def num_heads(self, geometry: Geometry) -> int:
@@ -83,10 +95,6 @@ class Family(ABC, Generic[Geometry]):
     @abstractmethod
     def network(self, geometry: Geometry) -> Any:
         """diffusers' network, with what ComfyUI computes differently replaced. Called on the meta device."""
-
-    @abstractmethod
-    def sources(self, checkpoint: Checkpoint, geometry: Geometry) -> Callable[[str], Source]:
-        """For a parameter of the network, where it lies in this file."""
 
     @abstractmethod
     def inputs(self, geometry: Geometry) -> Inputs:
@@ -107,11 +115,32 @@ class Family(ABC, Generic[Geometry]):
         """
         return []
 
+    def recognises(self, checkpoint: Checkpoint) -> bool:
+        """Whether the tensor names (prefix taken off) are this family's and no relative's; reads no tensor."""
+        if self.relatives and any(name.startswith(self.relatives) for name in checkpoint.names):
+            return False
+        return self.is_original(checkpoint) or all(name in checkpoint for name in self.diffusers_marks)
+
+    def is_original(self, checkpoint: Checkpoint) -> bool:
+        """Whether the file's names are the original ones."""
+        return bool(self.original_marks) and all(name in checkpoint for name in self.original_marks)
+
+    def sources(self, checkpoint: Checkpoint, geometry: Geometry | None) -> Callable[[str], Source]:
+        """For a parameter of the network, where it lies in this file."""
+        if not self.is_original(checkpoint):
+            return Source
+        return spelled_as_in(checkpoint, self.key_map(geometry).source, self.spellings)
+
+    def geometry_of(self, checkpoint: Checkpoint) -> Geometry:
+        """The geometry of a file, whichever its naming. Raises ``BadCheckpoint``."""
+        find = self.sources(checkpoint, None)
+        return self.geometry(checkpoint, lambda parameter: find(parameter).name)
+
     def load(
         self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, progress: Callable[[float], None]
     ) -> tuple[TransformerAdapter, int]:
         """The adapter and its number of attention heads. Raises ``BadCheckpoint``."""
-        geometry = self.geometry(checkpoint)
+        geometry = self.geometry_of(checkpoint)
         network = self.empty_network(geometry)
         find = self.sources(checkpoint, geometry)
         state = assemble(checkpoint, network.state_dict(), find, dtype=dtype, device=device, progress=progress)

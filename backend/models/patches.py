@@ -1,4 +1,4 @@
-"""FLUX.1 tokens and positions, as ComfyUI makes them: 2x2 patches, circular padding, reference images laid out beside the picture.
+"""Latents as tokens, and where the tokens stand, as ComfyUI has it: 2x2 patches, circular padding, reference images beside the picture.
 
 Shape letters: B batch, C latent channels, H and W latent size, h = ceil(H/2) and w = ceil(W/2) patches, S = h w tokens.
 """
@@ -36,13 +36,20 @@ def patches(pixels: int) -> int:
     return -(-pixels // PATCH)
 
 
+def pad_to_patches(x: Tensor, patch: Sequence[int] = (PATCH, PATCH)) -> Tensor:
+    """Make the last dimensions whole multiples of ``patch``: what is missing wraps around, as in ComfyUI."""
+    missing = [-size % step for size, step in zip(x.shape[-len(patch) :], patch, strict=True)]
+    if not any(missing):
+        return x
+    sides = [side for step in reversed(missing) for side in (0, step)]
+    return functional.pad(x, (*sides, *(0,) * (2 * (x.ndim - 2) - len(sides))), mode="circular")
+
+
 def pack(x_BCHW: Tensor) -> Tensor:
     """``[B, C, H, W]`` -> tokens ``[B, S, 4C]`` (channel outermost, then the patch's row and column); odd sizes wrap around."""
     B, C, H, W = x_BCHW.shape
-    if H % PATCH or W % PATCH:
-        x_BCHW = functional.pad(x_BCHW, (0, W % PATCH, 0, H % PATCH), mode="circular")
     h, w = patches(H), patches(W)
-    blocks = x_BCHW.reshape(B, C, h, PATCH, w, PATCH)
+    blocks = pad_to_patches(x_BCHW).reshape(B, C, h, PATCH, w, PATCH)
     return blocks.permute(0, 2, 4, 1, 3, 5).reshape(B, h * w, C * PATCH * PATCH)
 
 

@@ -13,9 +13,10 @@ from ..parallel.mesh import SequenceMesh
 from .adapter import Adapter
 from .checkpoint import PREFIXES, Checkpoint, open_checkpoint
 from .families.flux import Flux
+from .families.wan import Wan
 from .family import Family
 
-FAMILIES: tuple[Family[Any], ...] = (Flux(),)
+FAMILIES: tuple[Family[Any], ...] = (Flux(), Wan())
 """The first one that recognises a file gets it: a narrower family comes first."""
 
 

@@ -16,11 +16,11 @@ from torch import Tensor
 from ...errors import BadCheckpoint
 from ...parallel.hooks import Gather, Split
 from ..adapter import Option
-from ..checkpoint import Checkpoint, Source
+from ..checkpoint import Checkpoint
 from ..embeddings import ConditioningVector
 from ..family import Arranged, Family, ModelCall
 from ..inputs import Choice, Input, Inputs, References
-from ..keys import KeyMap, Rows, Stack, Swapped, count_blocks, shape_of, spelled_as_in
+from ..keys import KeyMap, Rows, Stack, Swapped, count_blocks, shape_of
 from ..patches import (
     DEFAULT_REFERENCE_METHOD,
     REFERENCE_METHODS,
@@ -84,23 +84,6 @@ _SINGLE: Final = Stack(
     },
 )
 _STACKS: Final = {"transformer_blocks": _DOUBLE, "single_transformer_blocks": _SINGLE}
-_SPELLINGS: Final = {"_norm.weight": "_norm.scale"}
-"""ComfyUI's own modules name the query and key norms .weight, published files .scale."""
-_RELATIVES: Final = (
-    "double_stream_modulation_img.",
-    "distilled_guidance_layer.",
-    "txt_norm.",
-    "double_blocks.0.img_mlp.gate_proj.",
-    "txt_in.individual_token_refiner.",
-)
-"""Names that a FLUX.1 lacks and its relatives have (FLUX.2, Chroma, Ovis, LongCat, HunyuanVideo)."""
-_BFL: Final = ("double_blocks.0.img_attn.qkv.weight", "img_in.weight", "vector_in.in_layer.weight")
-_DIFFUSERS: Final = (
-    "transformer_blocks.0.attn.add_q_proj.weight",
-    "x_embedder.weight",
-    "time_text_embed.text_embedder.linear_1.weight",
-    "single_transformer_blocks.0.proj_mlp.weight",
-)
 _ENCODER: Final = "Use the text encoder that belongs to FLUX.1 (CLIP-L with T5-XXL in published models)"
 
 
@@ -132,6 +115,23 @@ class Flux(Family[FluxGeometry]):
 
     name = "flux"
     label = "FLUX.1"
+    original_marks = ("double_blocks.0.img_attn.qkv.weight", "img_in.weight", "vector_in.in_layer.weight")
+    diffusers_marks = (
+        "transformer_blocks.0.attn.add_q_proj.weight",
+        "x_embedder.weight",
+        "time_text_embed.text_embedder.linear_1.weight",
+        "single_transformer_blocks.0.proj_mlp.weight",
+    )
+    # FLUX.2, Chroma, Ovis, LongCat, HunyuanVideo.
+    relatives = (
+        "double_stream_modulation_img.",
+        "distilled_guidance_layer.",
+        "txt_norm.",
+        "double_blocks.0.img_mlp.gate_proj.",
+        "txt_in.individual_token_refiner.",
+    )
+    # ComfyUI's own modules name the query and key norms .weight, published files .scale.
+    spellings = {"_norm.weight": "_norm.scale"}  # noqa: RUF012 - read only
     splits = (
         Split("hidden_states", "image", 1),
         Split("img_ids", "image", 0),
@@ -140,40 +140,32 @@ class Flux(Family[FluxGeometry]):
     )
     gather = Gather("proj_out", "image")
 
-    def recognises(self, checkpoint: Checkpoint) -> bool:
-        if any(name.startswith(_RELATIVES) for name in checkpoint.names):
-            return False
-        return any(all(name in checkpoint for name in names) for names in (_BFL, _DIFFUSERS))
-
-    def geometry(self, checkpoint: Checkpoint) -> FluxGeometry:
-        original = _is_original(checkpoint)
-        names = key_map(0).source if original else Source
-        hidden, in_features = shape_of(checkpoint, names("x_embedder.weight").name)
-        out_features = shape_of(checkpoint, names("proj_out.weight").name)[0]
+    def geometry(self, checkpoint: Checkpoint, named: Callable[[str], str]) -> FluxGeometry:
+        hidden, in_features = shape_of(checkpoint, named("x_embedder.weight"))
+        out_features = shape_of(checkpoint, named("proj_out.weight"))[0]
         if hidden % HEAD_DIM or in_features % 4 or out_features % 4 or 0 in (hidden, in_features, out_features):
             raise BadCheckpoint(
                 f"Choose another checkpoint: a FLUX.1 has a width of whole {HEAD_DIM}-wide heads and 2x2 patches, "
                 f"this one is {hidden} wide with {in_features} inputs and {out_features} outputs per token."
             )
-        guidance = names("time_text_embed.guidance_embedder.linear_1.weight").name.removesuffix("weight")
+        original = self.is_original(checkpoint)
+        guidance = named("time_text_embed.guidance_embedder.linear_1.weight").removesuffix("weight")
         return FluxGeometry(
             hidden=hidden,
             depth=count_blocks(checkpoint, "double_blocks" if original else "transformer_blocks"),
             depth_single=count_blocks(checkpoint, "single_blocks" if original else "single_transformer_blocks"),
             in_channels=in_features // 4,
             out_channels=out_features // 4,
-            context_dim=shape_of(checkpoint, names("context_embedder.weight").name)[1],
-            pooled_dim=shape_of(checkpoint, names("time_text_embed.text_embedder.linear_1.weight").name)[1],
+            context_dim=shape_of(checkpoint, named("context_embedder.weight"))[1],
+            pooled_dim=shape_of(checkpoint, named("time_text_embed.text_embedder.linear_1.weight"))[1],
             guidance=any(name.startswith(guidance) for name in checkpoint.names),
         )
 
     def num_heads(self, geometry: FluxGeometry) -> int:
         return geometry.num_heads
 
-    def sources(self, checkpoint: Checkpoint, geometry: FluxGeometry) -> Callable[[str], Source]:
-        if not _is_original(checkpoint):
-            return Source
-        return spelled_as_in(checkpoint, key_map(geometry.hidden).source, _SPELLINGS)
+    def key_map(self, geometry: FluxGeometry | None) -> KeyMap:
+        return KeyMap(modules=_TOP, stacks=_STACKS, unit=geometry.hidden if geometry else 0)
 
     def network(self, geometry: FluxGeometry) -> Any:
         from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
@@ -235,15 +227,6 @@ class Flux(Family[FluxGeometry]):
             streams={"text": context.shape[1], "image": tokens.shape[1]},
             finish=lambda out: unpack(out[:, :picture_tokens], height, width),
         )
-
-
-def key_map(hidden: int) -> KeyMap:
-    """diffusers' names -> BFL's."""
-    return KeyMap(modules=_TOP, stacks=_STACKS, unit=hidden)
-
-
-def _is_original(checkpoint: Checkpoint) -> bool:
-    return all(name in checkpoint for name in _BFL)
 
 
 def _vector(network: Any, geometry: FluxGeometry, call: ModelCall) -> Tensor:
