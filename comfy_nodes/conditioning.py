@@ -47,7 +47,7 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def unknown_keys(family: Family, keys: Mapping[str, Any]) -> list[str]:
     """The conditioning keys that `family` has no name for and that say something."""
-    known = {*family.tensors, *family.lists, *family.options}
+    known = {*family.tensors, *family.lists, *family.options, *family.consumed}
     return sorted(key for key, value in keys.items() if key not in known and value is not None)
 
 
@@ -68,7 +68,7 @@ def from_values(family: Family, values: Mapping[str, Any], dtype: torch.dtype) -
     tensors: dict[str, torch.Tensor] = {}
     options: dict[str, Scalar] = {}
     for key, value in values.items():
-        if value is None:
+        if value is None or key in family.consumed:
             continue
         if key in family.tensors:
             tensors[family.tensors[key]] = _cast(value, dtype)

@@ -20,8 +20,8 @@ class Family:
     """The back end's name of it."""
     configs: frozenset[str]
     """The classes in ``comfy.supported_models`` that ComfyUI's detection gives for its files."""
-    model_class: str
-    """Its class in ``comfy.model_base``; a subclass is another family."""
+    model_classes: frozenset[str]
+    """Its classes in ``comfy.model_base``; a subclass is another family."""
     tensors: Mapping[str, str]
     """Key in ``model_conds`` -> tensor name on the wire."""
     lists: Mapping[str, str]
@@ -32,28 +32,37 @@ class Family:
     """What the network's forward takes after ``x`` and ``timestep``, in ComfyUI's order: wrappers index into it."""
     advice: str
     """What to use instead of a latent that does not fit."""
+    consumed: frozenset[str] = frozenset()
+    """Keys in ``model_conds`` that ComfyUI itself uses up before the network is called, and the network ignores."""
+    shapes: tuple[str, ...] = ()
+    """Parameters of the network whose shape ComfyUI reads."""
+    parts: tuple[str, ...] = ()
+    """Other attributes of the network that ComfyUI uses: taken from its own network, built without weights."""
 
 
 FLUX: Final = Family(
     name="flux",
     configs=frozenset({"Flux", "FluxInpaint", "FluxSchnell"}),
-    model_class="Flux",
+    model_classes=frozenset({"Flux"}),
     tensors={"c_crossattn": "context", "y": "pooled", "guidance": "guidance", "c_concat": "concat"},
     lists={"ref_latents": "ref_latents"},
     options=frozenset({"ref_latents_method"}),
     arguments=("context", "y", "guidance", "ref_latents", "control", "transformer_options"),
     advice="an Empty SD3 Latent Image, or a VAE Encode with FLUX's ae.safetensors",
+    shapes=("img_in.weight",),
 )
 
 WAN: Final = Family(
     name="wan",
     configs=frozenset({"WAN21_T2V", "WAN21_I2V", "WAN22_T2V"}),
-    model_class="WAN21",
+    model_classes=frozenset({"WAN21", "WAN22"}),
     tensors={"c_crossattn": "context", "clip_fea": "clip_features", "c_concat": "concat"},
     lists={},
     options=frozenset(),
     arguments=("context", "clip_fea", "time_dim_concat", "transformer_options"),
     advice="an Empty Hunyuan Latent Video, or Wan Image To Video",
+    consumed=frozenset({"denoise_mask"}),
+    shapes=("patch_embedding.weight",),
 )
 
 FAMILIES: Final[tuple[Family, ...]] = (FLUX, WAN)

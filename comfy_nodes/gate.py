@@ -25,11 +25,13 @@ from .families import SAMPLERS, Family
 _MODEL_OPTIONS: Final = frozenset({"transformer_options", "to_load_options"})
 _TRANSFORMER_OPTIONS: Final = frozenset({"wrappers", "callbacks", "sample_sigmas"})
 _OBJECT_PATCHES: Final = frozenset({"model_sampling"})
+# What only ComfyUI's extra_conds reads: it has become model_conds, and those are checked by themselves.
 # Everything else a conditioning entry can say changes when, where or how strongly it counts, and ComfyUI's own loop knows how.
 _CONDITIONING: Final = frozenset(
     {
         "cross_attn", "pooled_output", "model_conds", "uuid", "guidance", "reference_latents", "reference_latents_method",
-        "concat_latent_image", "concat_mask",
+        "concat_latent_image", "concat_mask", "concat_mask_index", "attention_mask", "clip_vision_output", "frame_rate", "keyframe_idxs",
+        "guiding_frame_index", "ref_latent",
     }
 )  # fmt: skip
 _MODEL_SAMPLING: Final = (
@@ -68,6 +70,7 @@ def why_not_whole(
     model_options: Mapping[str, Any],
     sigmas: torch.Tensor,
     callback: Callable[..., Any] | None,
+    masked: bool,
     family: Family,
 ) -> str | None:
     """The first reason why this loop must run in ComfyUI, or None when the daemon gives the same result."""
@@ -76,6 +79,7 @@ def why_not_whole(
         lambda: _sigmas(sigmas),
         lambda: _guider(guider),
         lambda: _model(guider.inner_model),
+        lambda: _own_masking(guider.inner_model) if masked else None,
         lambda: _model_sampling(guider.inner_model.model_sampling),
         lambda: _options(executor, guider, model_options),
         lambda: _object_patches(guider.model_patcher),
@@ -143,6 +147,14 @@ def _model(model: Any) -> str | None:
     )
     replaced += [name for name in _MODEL_METHODS if not _is_original(getattr(type(model), name), comfy.model_base)]
     return f"a node has replaced {', '.join(replaced)} of the model" if replaced else None
+
+
+def _own_masking(model: Any) -> str | None:
+    """Some models keep what is masked clean, or give it a timestep of its own."""
+    for name in ("scale_latent_inpaint", "process_timestep"):
+        if getattr(type(model), name) is not getattr(comfy.model_base.BaseModel, name):
+            return "this model has its own way with masks"
+    return None
 
 
 def _model_sampling(sampling: Any) -> str | None:

@@ -7,6 +7,7 @@ into an Evaluate. Whole loops never reach it: the SAMPLER_SAMPLE wrapper of :mod
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
@@ -54,8 +55,14 @@ class RemoteNetwork(torch.nn.Module):
     """Tells :mod:`.refusals` that nobody has put another network into its place."""
 
     def __init__(
-        self, remote: Remote, unet_config: dict[str, Any], model: Any, described: dict[str, torch.Tensor]
+        self,
+        remote: Remote,
+        unet_config: dict[str, Any],
+        model: Any,
+        described: dict[str, torch.Tensor],
+        parts: Mapping[str, Any],
     ) -> None:
+        """`described`: the checkpoint's tensors on the meta device. `parts`: what else ComfyUI uses of a network."""
         super().__init__()
         self._described = described
         self._modules_elsewhere = frozenset(name.split(".")[0] for name in described)
@@ -63,9 +70,12 @@ class RemoteNetwork(torch.nn.Module):
         self._model = weakref.ref(model)  # it owns this module
         self.dtype = remote.dtype
         self.patch_size = unet_config.get("patch_size", 2)
-        # ComfyUI reads the number of input channels from this shape (Fill and control checkpoints have more than the latent).
-        columns = unet_config["in_channels"] * self.patch_size**2
-        self.img_in = SimpleNamespace(weight=SimpleNamespace(shape=torch.Size((unet_config["hidden_size"], columns))))
+        for name in remote.family.shapes:
+            # ComfyUI reads the number of input channels there: checkpoints with concatenated conditions take more than the latent has.
+            module, leaf = name.split(".")
+            setattr(self, module, SimpleNamespace(**{leaf: SimpleNamespace(shape=described[name].shape)}))
+        for name, part in parts.items():
+            setattr(self, name, part)
         self._sealed = True
 
     def __getattr__(self, name: str) -> Any:
@@ -188,7 +198,10 @@ def build(
     config.set_inference_dtype(dtype, None)
     on = ModelRef(model=checkpoint.model, family=family.name, dtype=compute_dtype(dtype), plan=plan)
     model = _weightless(config, state_dict, family)
-    model.diffusion_model = RemoteNetwork(Remote(session, family, on, dtype), config.unet_config, model, state_dict)
+    remote = Remote(session, family, on, dtype)
+    model.diffusion_model = RemoteNetwork(
+        remote, config.unet_config, model, state_dict, _parts(config, state_dict, family)
+    )
     patcher = RemotePatcher(
         model,
         load_device=comfy.model_management.get_torch_device(),
@@ -230,10 +243,18 @@ def _weightless(config: Any, state_dict: dict[str, torch.Tensor], family: Family
     finally:
         config.unet_config = kept
     real = type(model)
-    if real is not getattr(comfy.model_base, family.model_class):
+    if real.__module__ != comfy.model_base.__name__ or real.__name__ not in family.model_classes:
         raise unsupported(real.__name__)
     model.__class__ = type(f"Remote{real.__name__}", (RemoteModel, real), {})
     return model
+
+
+def _parts(config: Any, state_dict: dict[str, torch.Tensor], family: Family) -> dict[str, Any]:
+    """The attributes of ComfyUI's own network that its model object uses and that hold no weights."""
+    if not family.parts:
+        return {}
+    network = config.get_model(state_dict, "", device=torch.device("meta")).diffusion_model
+    return {name: getattr(network, name) for name in family.parts}
 
 
 def _stock_dtype(config: Any, state_dict: dict[str, torch.Tensor], parameters: int, daemon_device: str) -> torch.dtype:

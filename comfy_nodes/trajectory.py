@@ -30,7 +30,7 @@ def sampler_sample(
     executor: Any, guider: Any, sigmas: torch.Tensor, extra_args: dict[str, Any], callback: Callback | None, noise: torch.Tensor,
     latent_image: torch.Tensor | None = None, denoise_mask: torch.Tensor | None = None, disable_pbar: bool = False,
 ) -> torch.Tensor:  # fmt: skip
-    """SAMPLER_SAMPLE wrapper of every Tutti MODEL. `noise`, `latent_image` and `denoise_mask`: [batch, channels, height, width].
+    """SAMPLER_SAMPLE wrapper of every Tutti MODEL. `noise`, `latent_image` and `denoise_mask`: [batch, channels, (frames,) height, width].
 
     Raises:
         UnsupportedInput: something attached to the run changes the picture from inside the network.
@@ -50,6 +50,7 @@ def sampler_sample(
         model_options=model_options,
         sigmas=sigmas,
         callback=callback,
+        masked=denoise_mask is not None,
         family=remote.family,
     )
     if reason is None:
