@@ -20,6 +20,7 @@ import torch
 import torch.utils._contextlib
 
 from . import conditioning, host
+from .branches import WRAPPER_KEY
 from .families import SAMPLERS, Family
 
 _MODEL_OPTIONS: Final = frozenset({"transformer_options", "to_load_options"})
@@ -184,10 +185,14 @@ def _options(executor: Any, guider: Any, model_options: Mapping[str, Any]) -> st
 
 
 def _foreign_wrappers(model_options: Mapping[str, Any]) -> list[str]:
-    """The kinds of wrappers and callbacks that are there, beside our own one around the sampler."""
+    """The kinds of wrappers and callbacks that are there, beside our own ones. (How many are around the sampler its executor tells.)"""
     options = model_options.get("transformer_options", {})
-    ours = comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE
-    found = [kind for kind, keyed in options.get("wrappers", {}).items() if kind != ours and any(keyed.values())]
+    sampler = comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE
+    found = [
+        kind
+        for kind, keyed in options.get("wrappers", {}).items()
+        if kind != sampler and any(wrappers for key, wrappers in keyed.items() if key != WRAPPER_KEY)
+    ]
     found += [kind for kind, keyed in options.get("callbacks", {}).items() if any(keyed.values())]
     return sorted(found)
 

@@ -14,6 +14,8 @@ from ..backend.errors import UnsupportedInput
 
 TRAJECTORY_KEY: Final = "tutti_trajectory"
 """Where a running loop's Evaluate trajectories travel in ``transformer_options``."""
+RECORDER_KEY: Final = "tutti_recorder"
+"""Where a :class:`.branches.Recorder` travels in ``transformer_options``."""
 SKIPPED_COMPILE: Final = "tutti_skipped_compile"
 """Attachment of a MODEL that somebody tried to compile."""
 
@@ -21,7 +23,7 @@ SKIPPED_COMPILE: Final = "tutti_skipped_compile"
 _HARMLESS: Final = frozenset(
     {
         "wrappers", "callbacks", "sample_sigmas", "sigmas", "cond_or_uncond", "uuids", "prefetch_dynamic_vbars", "context_window",
-        TRAJECTORY_KEY,
+        TRAJECTORY_KEY, RECORDER_KEY,
     }
 )  # fmt: skip
 _ATTENTION: Final = "optimized_attention_override"

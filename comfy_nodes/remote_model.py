@@ -22,6 +22,7 @@ import torch
 from ..backend.errors import BadCheckpoint, UnsupportedInput
 from ..backend.wire.messages import ModelRef
 from . import refusals
+from .branches import WRAPPER_KEY, calc_cond_batch
 from .checkpoint import Checkpoint
 from .evaluate import evaluate_network
 from .families import Family, family_of, unsupported
@@ -29,7 +30,6 @@ from .session import Session
 from .tensors import compute_dtype
 from .trajectory import sampler_sample
 
-WRAPPER_KEY = "tutti"
 _SET_BY_TORCH = ("training",)
 _QUANTISED = (".comfy_quant", "scaled_fp8", ".scale_weight", ".weight_scale", ".input_scale")
 
@@ -208,6 +208,7 @@ def build(
         offload_device=comfy.model_management.unet_offload_device(),
     )
     patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, WRAPPER_KEY, sampler_sample)
+    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, WRAPPER_KEY, calc_cond_batch)
     return patcher
 
 

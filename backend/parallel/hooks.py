@@ -141,7 +141,7 @@ def gather_stream(own_BnC: Tensor, split: StreamSplit, mesh: SequenceMesh) -> Te
     if own_BnC.shape[1] != most:
         own_BnC = nn.functional.pad(own_BnC, (0, 0, 0, most - own_BnC.shape[1]))
     gathered = own_BnC.new_empty(mesh.world_size, *own_BnC.shape)
-    mesh.transport.all_gather(gathered, own_BnC.contiguous(), mesh.world.process_group)
+    mesh.transport.all_gather(gathered, own_BnC.contiguous(), mesh.sequence.process_group)
     if all(valid == most for valid in split.valid):
         return gathered.transpose(0, 1).flatten(1, 2)
     return torch.cat([gathered[rank, :, :valid] for rank, valid in enumerate(split.valid)], dim=1)

@@ -10,6 +10,7 @@ import torch
 
 from ..errors import Draining, JobCancelled, RemoteProtocolError, TuttiError
 from ..parallel.group import WorkerGroup
+from ..parallel.mesh import SequenceMesh
 from ..wire.codec import Received
 from ..wire.messages import Abort, Cancel, Evaluate, Go, Prepare, Repeat, Sample
 from ..wire.tensors import WireTensor
@@ -158,15 +159,16 @@ class RankLoop:
             gate.call = self._trajectories.open(prepared.job.job_id).calls
             gate.start()
         tensors = share(self._group, prepared.specs, prepared.frames)
-        prepared.model.bind(self._group.mesh(prepared.plan))
+        mesh = self._group.mesh(prepared.plan)
+        prepared.model.bind(mesh)
         if isinstance(prepared.job, Sample):
-            self._sample(prepared, prepared.job, tensors, gate, report)
+            self._sample(prepared, prepared.job, tensors, gate, report, mesh)
             return
         trajectory = self._trajectories.open(prepared.job.job_id)
         keep_uploads(trajectory, {spec.name: spec for spec in prepared.specs}, tensors)
         gate.call = trajectory.calls
         try:
-            outputs = run_evaluate(prepared.job, tensors, trajectory, GatedNetwork(prepared.model, gate))
+            outputs = run_evaluate(prepared.job, tensors, trajectory, GatedNetwork(prepared.model, gate, mesh))
         finally:
             trajectory.calls = gate.call
         report.evaluated(prepared.job.turn, outputs)
@@ -178,6 +180,7 @@ class RankLoop:
         tensors: dict[str, torch.Tensor],
         gate: CallGate,
         report: JobReport,
+        mesh: SequenceMesh,
     ) -> None:
         steps = tensors["sigmas"].shape[0] - 1
         what_runs = f"{prepared.plan} on {self._group.world_size} rank{'s' if self._group.world_size > 1 else ''}"
@@ -191,7 +194,7 @@ class RankLoop:
             report.sampling(step + 1, steps, what_runs)
 
         report.sampling(0, steps, what_runs)
-        network = GatedNetwork(prepared.model, gate, when_launched=previews.flush)
+        network = GatedNetwork(prepared.model, gate, mesh, when_launched=previews.flush)
         before_bytes = self._group.transport.sent_bytes
         outcome = run_sample(sample, tensors, network, on_step)
         step_ms = clock.median_ms()

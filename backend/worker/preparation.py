@@ -81,7 +81,7 @@ def make_ready(
             f"Load {job.on.model} anew: it is a checkpoint of {model.family} here, not of {job.on.family}. "
             "The file may differ between this machine and the daemon's."
         )
-    plan = choose_plan(requested_plan(job.on, prepare.plan), world_size, model.num_heads)
+    plan = choose_plan(requested_plan(job.on, prepare.plan), world_size, model.num_heads, branches=len(calls))
     for call in calls:
         model.adapter.check(call)
     return PreparedJob(sequence=prepare.sequence, job=job, specs=prepare.specs, frames=frames, model=model, plan=plan)

@@ -95,7 +95,7 @@ class FaultAdapter(NullAdapter):
             if failing_rank in (-1, RANK):
                 fail(str(options["fail"]))
             elif options.get("meet"):
-                self.mesh.transport.broadcast(torch.zeros(1), failing_rank, self.mesh.world.process_group)
+                self.mesh.transport.broadcast(torch.zeros(1), failing_rank, self.mesh.sequence.process_group)
         return x.float() * 0.5 + conditioning["context"].float().mean()
 
 

@@ -16,6 +16,8 @@ from tutti.backend.worker.network import GatedNetwork
 from tutti.backend.worker.null_rank import NullAdapter
 from tutti.backend.worker.trajectory import check_sigmas, run_sample
 
+from tests.support.meshes import single_rank_mesh
+
 CPU = torch.device("cpu")
 
 
@@ -38,7 +40,7 @@ class Recorder(NullAdapter):
 
 def network(adapter: NullAdapter, dtype: torch.dtype = torch.float32) -> GatedNetwork:
     model = ResidentModel(family="null", num_heads=1, dtype=dtype, device=CPU, size_bytes=0, adapter=adapter)
-    return GatedNetwork(model, open_gate())
+    return GatedNetwork(model, open_gate(), single_rank_mesh())
 
 
 def open_gate() -> CallGate:
