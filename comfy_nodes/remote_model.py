@@ -19,7 +19,7 @@ import comfy.patcher_extension
 import comfy.utils
 import torch
 
-from ..backend.errors import BadCheckpoint, UnsupportedInput
+from ..backend.errors import BadCheckpoint
 from ..backend.wire.messages import ModelRef
 from . import refusals
 from .branches import WRAPPER_KEY, calc_cond_batch
@@ -31,7 +31,6 @@ from .tensors import compute_dtype
 from .trajectory import sampler_sample
 
 _SET_BY_TORCH = ("training",)
-_QUANTISED = (".comfy_quant", "scaled_fp8", ".scale_weight", ".weight_scale", ".input_scale")
 
 
 class Remote:
@@ -190,7 +189,6 @@ def build(
     Raises:
         UnsupportedFamily: we do not run this architecture.
         BadCheckpoint: ComfyUI's detection does not know the file.
-        UnsupportedInput: the file is quantised in a way we do not read.
     """
     config, state_dict, parameters = _detect(checkpoint)
     family = family_of(type(config))
@@ -214,11 +212,6 @@ def build(
 
 def _detect(checkpoint: Checkpoint) -> tuple[Any, dict[str, torch.Tensor], int]:
     """ComfyUI's own detection, on shapes alone: (model config, state dict in ComfyUI's names, number of parameters)."""
-    quantised = next((name for name in checkpoint.tensors if name.endswith(_QUANTISED)), None)
-    if quantised is not None:
-        raise UnsupportedInput(
-            f"Choose a file in bf16, fp16 or fp32: this one is quantised (it has a tensor {quantised})."
-        )
     state_dict: dict[str, torch.Tensor] = dict(checkpoint.tensors)
     prefix = comfy.model_detection.unet_prefix_from_state_dict(state_dict)
     state_dict = comfy.utils.state_dict_prefix_replace(state_dict, {prefix: ""}, filter_keys=True) or state_dict

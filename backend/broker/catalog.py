@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..assets.files import shipped_file
-from ..errors import BadCheckpoint, UnknownModel
+from ..errors import UnknownModel
+from ..formats.read import SUFFIXES, is_later_shard, read_header
 from ..wire.limits import MANIFEST_ENTRIES
 from ..wire.messages import ManifestEntry
-from .checkpoint_header import CheckpointHeader, read_header
 from .events import ModelFile
-from .names import CATEGORY, SUFFIX, relative_path, unknown
+from .manifest import Manifest, manifest_of
+from .names import CATEGORY, relative_path, unknown
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class Described:
     """One checkpoint."""
 
     file: ModelFile
-    header: CheckpointHeader
+    header: Manifest
 
 
 class Catalog:
@@ -70,7 +71,7 @@ class Catalog:
 
         Raises:
             UnknownModel: there is none.
-            BadCheckpoint: it is no whole safetensors file, or a shipped one that is not what was shipped.
+            BadCheckpoint: it is no whole checkpoint, or a shipped one that is not what was shipped.
         """
         return self.describe(name).file
 
@@ -79,7 +80,7 @@ class Catalog:
 
         Raises:
             UnknownModel: there is none.
-            BadCheckpoint: it is no whole safetensors file, or a shipped one that is not what was shipped.
+            BadCheckpoint: it is no whole checkpoint, or a shipped one that is not what was shipped.
         """
         path, info = self._find(name)
         key = (str(path), info.st_size, info.st_mtime_ns)
@@ -151,14 +152,10 @@ def _read_folders(file: Path) -> list[Path]:
 
 
 def _read(path: Path, info: os.stat_result) -> Described:
-    try:
-        with path.open("rb") as file:
-            header = read_header(file, info.st_size)
-    except OSError as error:
-        raise BadCheckpoint("Make the checkpoint readable for the daemon's user: it cannot be opened.") from error
+    header = read_header(path)
     identity = f"{info.st_size}|{info.st_mtime_ns}|{header.digest}".encode()
     fingerprint = hashlib.blake2b(identity, digest_size=16).hexdigest()
-    return Described(ModelFile(path=str(path), fingerprint=fingerprint), header)
+    return Described(ModelFile(path=str(path), fingerprint=fingerprint), manifest_of(header))
 
 
 def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], int]]:
@@ -173,7 +170,7 @@ def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...
             if entry.is_dir():
                 if len(parts) < DEPTH and not entry.name.startswith("."):
                     yield from _walk(folder / entry.name, parts)
-            elif entry.name.lower().endswith(SUFFIX) and entry.is_file():
+            elif entry.name.lower().endswith(SUFFIXES) and not is_later_shard(entry.name) and entry.is_file():
                 relative_path("/".join((CATEGORY, *parts)))
                 yield parts, entry.stat().st_size
         except (OSError, UnknownModel):

@@ -6,10 +6,10 @@ import re
 import unicodedata
 
 from ..errors import UnknownModel
+from ..formats.read import SUFFIXES
 from ..wire.limits import NAME_LENGTH
 
 CATEGORY = "diffusion_models"
-SUFFIX = ".safetensors"
 # Control, format (zero-width, direction), surrogate and private characters, line and paragraph separators.
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -22,7 +22,7 @@ def relative_path(name: str) -> tuple[str, ...]:
         UnknownModel: the name is a path, an address, hides something, or is not of a category we serve.
     """
     category, *parts = name.split("/")
-    if category != CATEGORY or not parts or not name.lower().endswith(SUFFIX) or not _is_plain(name):
+    if category != CATEGORY or not parts or not name.lower().endswith(SUFFIXES) or not _is_plain(name):
         raise unknown(name)
     if not all(_is_plain_part(part) for part in parts):
         raise unknown(name)

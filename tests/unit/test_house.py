@@ -121,6 +121,7 @@ VIOLATIONS = {
     "errors-is-a-leaf": ("backend/errors.py", "from .wire import limits"),
     "assets-is-a-leaf": ("backend/assets", "import torch"),
     "wire-is-a-leaf": ("backend/wire", "import zmq"),
+    "formats-is-a-leaf": ("backend/formats", "import torch"),
     "setup-is-a-leaf": ("backend/setup", "from .. import errors"),
     "client-is-light": ("backend/client", "from ..setup import runner"),
     "nodes-see-only-the-client": ("comfy_nodes", "from ..backend import models"),

@@ -1,0 +1,47 @@
+"""One checkpoint as its header describes it: weights by the names that a network knows, however they are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+PLAIN_KINDS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32", "I16", "I8", "U8", "BOOL"})
+"""safetensors' names for tensors that are what they seem."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawTensor:
+    """One tensor of a safetensors file."""
+
+    kind: str
+    shape: tuple[int, ...]
+    begin: int
+    """First byte, counted from the beginning of the file."""
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One weight, bias or table of a network."""
+
+    name: str
+    kind: str
+    """safetensors' dtype; for a quantised weight the name of its format."""
+    shape: tuple[int, ...]
+    """As the network sees it."""
+    scales: Mapping[str, str] = field(default_factory=dict)
+    """Of a quantised weight: ``weight_scale``, ``weight_scale_2`` -> the tensor that holds it."""
+    settings: Mapping[str, int | bool] = field(default_factory=dict)
+    """Of a quantised weight: what else its format has to be told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileHeader:
+    """What the header of a checkpoint says."""
+
+    entries: tuple[Entry, ...]
+    metadata: Mapping[str, str]
+    digest: str
+    """Of the header's bytes, 32 hexadecimal digits: part of the file's fingerprint."""
+    size_bytes: int
+    """Of all files that belong to the checkpoint."""

@@ -1,0 +1,124 @@
+"""ComfyUI's quantised layouts: which tensors of a safetensors file are one weight.
+
+    layer.weight        packed values
+    layer.weight_scale  one number, one per row, or one per block
+    layer.comfy_quant   JSON: {"format": "nvfp4", ...}; or the same by layer in the file's metadata (``_quantization_metadata``)
+
+Older files have ``layer.scale_weight`` and a marker ``scaled_fp8`` instead. Scales of *inputs* are for kernels that multiply in low precision; we
+compute in the compute dtype, so they are known and not used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from ..errors import BadCheckpoint
+from .entries import Entry, RawTensor
+
+FP8: Final = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+"""safetensors' dtype -> ComfyUI's name of the same with a scale."""
+FORMATS: Final[Mapping[str, tuple[str, ...]]] = {
+    "float8_e4m3fn": ("weight_scale",),
+    "float8_e5m2": ("weight_scale",),
+    "int8_tensorwise": ("weight_scale",),
+    "mxfp8": ("weight_scale",),
+    "nvfp4": ("weight_scale", "weight_scale_2"),
+}
+"""Format -> the scales that it needs."""
+_PACKED_TWO: Final = frozenset({"nvfp4"})
+"""Two values in a byte."""
+_CONFIG: Final = ".comfy_quant"
+_MARKER: Final = "scaled_fp8"
+_METADATA: Final = "_quantization_metadata"
+_UNUSED: Final = (".input_scale", ".scale_input")
+_SCALES: Final = (".weight_scale", ".weight_scale_2", ".scale_weight")
+_LARGEST_CONFIG_BYTES: Final = 4096
+
+
+def entries_of(
+    tensors: Mapping[str, RawTensor], metadata: Mapping[str, str], read: Callable[[str], bytes]
+) -> tuple[Entry, ...]:
+    """The weights of a file. ``read`` gives a tensor's bytes.
+
+    Raises:
+        BadCheckpoint: a layer's format is not known, or a scale that it needs is missing.
+    """
+    configs = _configs(tensors, metadata, read)
+    helpers = {name for name in tensors if _helps(name, tensors)}
+    return tuple(
+        _entry(name, tensor, configs.get(name.removesuffix(".weight")), tensors)
+        for name, tensor in tensors.items()
+        if name not in helpers
+    )
+
+
+def _helps(name: str, tensors: Mapping[str, RawTensor]) -> bool:
+    """Whether a tensor only says something about a layer's weight."""
+    if name.rpartition(".")[2] == _MARKER or name == _MARKER:
+        return True
+    for ending in (_CONFIG, *_UNUSED, *_SCALES):
+        if name.endswith(ending) and f"{name.removesuffix(ending)}.weight" in tensors:
+            return True
+    return False
+
+
+def _configs(
+    tensors: Mapping[str, RawTensor], metadata: Mapping[str, str], read: Callable[[str], bytes]
+) -> dict[str, Mapping[str, Any]]:
+    """Layer -> what is said about its weight."""
+    configs: dict[str, Mapping[str, Any]] = {}
+    if _METADATA in metadata:
+        layers = _json(metadata[_METADATA]).get("layers", {})
+        configs |= {layer: said for layer, said in layers.items() if isinstance(said, dict)}
+    for name, tensor in tensors.items():
+        if name.endswith(_CONFIG):
+            if tensor.end - tensor.begin > _LARGEST_CONFIG_BYTES:
+                raise BadCheckpoint(f"Download the checkpoint again: {name} is no description of a format.")
+            configs[name.removesuffix(_CONFIG)] = _json(read(name))
+        elif name.endswith(".scale_weight"):
+            layer = name.removesuffix(".scale_weight")
+            weight = tensors.get(f"{layer}.weight")
+            configs[layer] = {"format": FP8.get(weight.kind, "") if weight else ""}
+    return configs
+
+
+def _json(text: str | bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadCheckpoint(
+            "Download the checkpoint again: what it says about its quantised weights is not readable."
+        ) from error
+    return found if isinstance(found, dict) else {}
+
+
+def _entry(name: str, tensor: RawTensor, config: Mapping[str, Any] | None, tensors: Mapping[str, RawTensor]) -> Entry:
+    if config is None:
+        return Entry(name=name, kind=tensor.kind, shape=tensor.shape)
+    kind = str(config.get("format", ""))
+    if kind not in FORMATS:
+        known = ", ".join(FORMATS)
+        raise BadCheckpoint(
+            f"Choose a checkpoint in another format: {name} is stored as {kind[:40]!r}, and {known} are read."
+        )
+    layer = name.removesuffix(".weight")
+    scales = {scale: _scale_name(layer, scale, tensors) for scale in FORMATS[kind]}
+    if missing := [scale for scale, found in scales.items() if found not in tensors]:
+        raise BadCheckpoint(f"Download the checkpoint again: {layer}.{missing[0]} of a quantised weight is missing.")
+    shape = (*tensor.shape[:-1], tensor.shape[-1] * 2) if kind in _PACKED_TWO else tensor.shape
+    return Entry(name=name, kind=kind, shape=shape, scales=scales, settings=_settings(config))
+
+
+def _scale_name(layer: str, scale: str, tensors: Mapping[str, RawTensor]) -> str:
+    older = f"{layer}.scale_weight"
+    return older if scale == "weight_scale" and older in tensors else f"{layer}.{scale}"
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, int | bool]:
+    params = config.get("params")
+    said = {**(params if isinstance(params, dict) else {}), **config}
+    if not said.get("convrot"):
+        return {}
+    return {"convrot": True, "convrot_groupsize": int(said.get("convrot_groupsize", 256))}

@@ -1,0 +1,130 @@
+"""Every checkpoint format gives the network that the same weights as plain numbers give."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tutti.backend.errors import BadCheckpoint
+from tutti.backend.models.registry import load_model
+
+from tests.support import quantised
+from tests.support.checkpoints import write_tiny_flux
+from tests.support.flux_calls import FluxCall
+from tests.support.meshes import single_rank_mesh
+from tests.support.parity import relative_error
+
+EXACT = 1e-6
+"""Both sides compute with the same float32 numbers."""
+TINY = {"hidden": 256, "depth": 1, "depth_single": 1}
+
+Rewrite = Callable[[dict[str, Tensor]], tuple[dict[str, Tensor], dict[str, Tensor]]]
+
+COMFY: dict[str, Rewrite] = {
+    **{name: partial(quantised.comfy_tensors, format=name) for name in quantised.COMFY},
+    "int8_tensorwise, ConvRot": partial(quantised.comfy_tensors, format="int8_tensorwise", convrot=True),
+    "scaled fp8 of old": quantised.old_scaled_fp8,
+    "scaled fp8 of old, with a prefix": partial(quantised.old_scaled_fp8, prefix="model.diffusion_model."),
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("plain") / "tiny.safetensors"
+    write_tiny_flux(path, **TINY)
+    return path
+
+
+def velocity(path: Path) -> Tensor:
+    model = load_model(path, dtype=torch.float32, device=torch.device("cpu"), progress=lambda _: None)
+    model.bind(single_rank_mesh())
+    x, timestep, conditioning = FluxCall(height=6, width=4, tokens=3).tensors()
+    return model.adapter.velocity(x, timestep, conditioning, {})
+
+
+@pytest.mark.parametrize("name", COMFY)
+def test_a_quantised_layout_of_comfyuis_is_read_as_its_numbers(name: str, tiny: Path, tmp_path: Path) -> None:
+    plain = quantised.rewritten(tiny, COMFY[name], out=tmp_path / "quantised.safetensors")
+    ours, expected = velocity(tmp_path / "quantised.safetensors"), velocity(plain)
+    assert relative_error(ours, expected) <= EXACT
+    assert relative_error(ours, velocity(tiny)) > 100 * EXACT, "the control: packing loses something"
+
+
+@pytest.mark.parametrize("type_name", quantised.GGUF_TYPES)
+def test_gguf_is_read_as_its_numbers(type_name: str, tiny: Path, tmp_path: Path) -> None:
+    values = quantised.write_gguf(tmp_path / "tiny.gguf", load_file(tiny), type_name)
+    save_file({name: tensor.contiguous() for name, tensor in values.items()}, tmp_path / "plain.safetensors")
+    ours = velocity(tmp_path / "tiny.gguf")
+    assert relative_error(ours, velocity(tmp_path / "plain.safetensors")) <= EXACT
+    assert relative_error(ours, velocity(tiny)) > 10 * EXACT, "the control: packing loses something"
+
+
+def test_shards_are_one_checkpoint_whichever_of_them_is_named(tiny: Path, tmp_path: Path) -> None:
+    tensors = load_file(tiny)
+    names = sorted(tensors)
+    for number in (1, 2, 3):
+        part = {name: tensors[name] for name in names[number - 1 :: 3]}
+        save_file(part, tmp_path / f"tiny-{number:05}-of-00003.safetensors")
+    for number in (1, 3):
+        ours = velocity(tmp_path / f"tiny-{number:05}-of-00003.safetensors")
+        assert relative_error(ours, velocity(tiny)) <= EXACT
+
+
+def test_a_missing_shard_is_named(tiny: Path, tmp_path: Path) -> None:
+    shutil.copy(tiny, tmp_path / "tiny-00001-of-00002.safetensors")
+    with pytest.raises(BadCheckpoint, match=r"1 of its 2 parts are missing, tiny-00002-of-00002"):
+        velocity(tmp_path / "tiny-00001-of-00002.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t.pop("double_blocks.0.img_attn.qkv.weight_scale"), "weight_scale of a quantised weight is missing"),
+        (
+            lambda t: t.update({"double_blocks.0.img_attn.qkv.comfy_quant": quantised.as_bytes({"format": "int3"})}),
+            "stored as 'int3', and float8_e4m3fn",
+        ),
+        (
+            lambda t: t.update({"double_blocks.0.img_attn.qkv.comfy_quant": torch.tensor([1, 2], dtype=torch.uint8)}),
+            "not readable",
+        ),
+        (lambda t: t.update({"some.weight_scale": torch.ones(1)}), "some.weight_scale"),
+        (lambda t: t.update({"img_in.pre_quant_scale": torch.ones(1)}), "img_in.pre_quant_scale"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_by_name(
+    change: Callable[[dict[str, Tensor]], object], says: str, tiny: Path, tmp_path: Path
+) -> None:
+    stored, _ = quantised.comfy_tensors(load_file(tiny), "float8_e4m3fn")
+    change(stored)
+    save_file(stored, tmp_path / "changed.safetensors")
+    with pytest.raises(BadCheckpoint, match=says):
+        velocity(tmp_path / "changed.safetensors")
+
+
+@pytest.mark.parametrize("kept", [0, 3, 100, 10_000])
+def test_a_truncated_gguf_file_is_refused(kept: int, tiny: Path, tmp_path: Path) -> None:
+    quantised.write_gguf(tmp_path / "tiny.gguf", load_file(tiny), "Q8_0")
+    (tmp_path / "cut.gguf").write_bytes((tmp_path / "tiny.gguf").read_bytes()[:kept])
+    with pytest.raises(BadCheckpoint):
+        velocity(tmp_path / "cut.gguf")
+
+
+def test_a_gguf_type_that_is_not_read_is_named_with_those_that_are(tiny: Path, tmp_path: Path) -> None:
+    from gguf import GGMLQuantizationType, GGUFWriter
+
+    writer = GGUFWriter(tmp_path / "odd.gguf", "flux")
+    packed = torch.zeros(256, 66, dtype=torch.uint8).numpy()
+    writer.add_tensor("double_blocks.0.img_attn.qkv.weight", packed, raw_dtype=GGMLQuantizationType.IQ2_XXS)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(BadCheckpoint, match=r"is IQ2_XXS, and .*Q4_K"):
+        velocity(tmp_path / "odd.gguf")
