@@ -7,7 +7,7 @@ replace one by renaming.) Messages name tensors, never paths: they cross the wir
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import BadCheckpoint
 from ..formats.entries import Entry
 from ..formats.read import read_header
+from .packed import Packed
 from .weights import Weights, open_weights
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "transformer.", "net.", "")
@@ -61,6 +62,10 @@ class Checkpoint:
         """A tensor, or some rows of it, on the CPU: a view of the mapped file where nothing has to be computed."""
         return self._weights.load(self._entries[name], rows, dtype)
 
+    def packed(self, name: str, rows: tuple[int, int] | None) -> Packed | None:
+        """A matrix as the file stores it; None where it is stored as plain numbers."""
+        return self._weights.packed(self._entries[name], rows)
+
     def under(self, prefix: str) -> Checkpoint:
         """The tensors whose names begin with ``prefix``, which is taken off."""
         return Checkpoint(
@@ -75,29 +80,47 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(open_weights(path), {entry.name: entry for entry in header.entries})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assembled:
+    """A network's weights."""
+
+    state: dict[str, Tensor]
+    """Parameter -> numbers in the compute dtype, on the device."""
+    packed: dict[str, Packed]
+    """Linear layer -> its weight as the file stores it."""
+
+
 def assemble(
     checkpoint: Checkpoint,
     wanted: Mapping[str, Tensor],
     source_of: Callable[[str], Source],
     *,
+    linears: Collection[str] = (),
     dtype: torch.dtype,
     device: torch.device,
     progress: Callable[[float], None],
-) -> dict[str, Tensor]:
-    """The state dict of a network whose parameters are ``wanted`` (meta tensors will do), from the tensors of a file.
+) -> Assembled:
+    """The weights of a network whose parameters are ``wanted`` (meta tensors will do), from the tensors of a file.
+
+    Weights of ``linears`` (names of linear layers) that the file stores quantised stay as they are stored.
 
     Raises :class:`BadCheckpoint` that names tensors which are missing, of another shape, or not used by the network.
     """
     sources = {name: source_of(name) for name in wanted}
     _check_complete(checkpoint, wanted, sources)
-    state: dict[str, Tensor] = {}
-    total_bytes = sum(parameter.numel() for parameter in wanted.values()) * dtype.itemsize
-    done_bytes = 0
+    assembled = Assembled(state={}, packed={})
+    total = sum(parameter.numel() for parameter in wanted.values())
+    done = 0
     for name, source in sources.items():
-        state[name] = _read(checkpoint, source, dtype, device)
-        done_bytes += state[name].nbytes
-        progress(done_bytes / total_bytes)
-    return state
+        layer = name.removesuffix(".weight")
+        kept = checkpoint.packed(source.name, source.rows) if layer in linears and not source.swap_halves else None
+        if kept is None:
+            assembled.state[name] = _read(checkpoint, source, dtype, device)
+        else:
+            assembled.packed[layer] = kept.to(device)
+        done += wanted[name].numel()
+        progress(done / total)
+    return assembled
 
 
 def _read(checkpoint: Checkpoint, source: Source, dtype: torch.dtype, device: torch.device) -> Tensor:

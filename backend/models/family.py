@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import BadCheckpoint, InternalError
 from ..parallel.hooks import Gather, Split, SplitOutput
@@ -22,6 +22,7 @@ from .adapter import CallSpec, Option
 from .checkpoint import Checkpoint, Source, assemble
 from .inputs import Inputs
 from .keys import KeyMap, spelled_as_in
+from .packed import pack_linears
 
 Geometry = TypeVar("Geometry")
 
@@ -143,8 +144,12 @@ class Family(ABC, Generic[Geometry]):
         geometry = self.geometry_of(checkpoint)
         network = self.empty_network(geometry)
         find = self.sources(checkpoint, geometry)
-        state = assemble(checkpoint, network.state_dict(), find, dtype=dtype, device=device, progress=progress)
-        network.load_state_dict(state, strict=True, assign=True)
+        linears = {name for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+        weights = assemble(
+            checkpoint, network.state_dict(), find, linears=linears, dtype=dtype, device=device, progress=progress
+        )
+        pack_linears(network, weights.packed)
+        network.load_state_dict(weights.state, strict=True, assign=True)
         if stray := [
             name for name, tensor in (*network.named_parameters(), *network.named_buffers()) if tensor.is_meta
         ]:

@@ -15,6 +15,7 @@ from .checkpoint import PREFIXES, Checkpoint, open_checkpoint
 from .families.flux import Flux
 from .families.wan import Wan
 from .family import Family
+from .packed import packed_bytes
 
 FAMILIES: tuple[Family[Any], ...] = (Flux(), Wan())
 """The first one that recognises a file gets it: a narrower family comes first."""
@@ -60,7 +61,7 @@ def load_model(
         raise OutOfMemory(
             "Choose a smaller checkpoint or weight dtype: the model does not fit into the GPU's memory."
         ) from error
-    size_bytes = sum(parameter.nbytes for parameter in adapter.network.parameters())
+    size_bytes = sum(parameter.nbytes for parameter in adapter.network.parameters()) + packed_bytes(adapter.network)
     return ResidentModel(
         family=family.name, num_heads=num_heads, dtype=dtype, device=device, size_bytes=size_bytes, adapter=adapter
     )

@@ -14,14 +14,11 @@ from ..errors import BadCheckpoint
 from ..formats.entries import Entry
 from ..formats.gguf_header import SUFFIX as GGUF
 from ..formats.gguf_header import open_gguf
-from ..formats.quantised import FORMATS
+from ..formats.quantised import FORMATS, FP8
 from ..formats.read import raw_files
-
-Rows = tuple[int, int]
+from .packed import Packed, PackedFp8, PackedGguf, PackedLayout, Rows
 
 _LAYOUTS: Final = {
-    "float8_e4m3fn": "TensorCoreFP8Layout",
-    "float8_e5m2": "TensorCoreFP8Layout",
     "int8_tensorwise": "TensorWiseINT8Layout",
     "mxfp8": "TensorCoreMXFP8Layout",
     "nvfp4": "TensorCoreNVFP4Layout",
@@ -29,7 +26,6 @@ _LAYOUTS: Final = {
 """Format -> the layout of comfy-kitchen that knows it."""
 _SCALE_DTYPES: Final = {"mxfp8": torch.float8_e8m0fnu, "nvfp4": torch.float8_e4m3fn}
 """Block scales that files may keep as bytes."""
-_FP8: Final = ("float8_e4m3fn", "float8_e5m2")
 _SAFETENSORS_KIND: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -43,6 +39,9 @@ class Weights(Protocol):
             BadCheckpoint: the file cannot be read.
         """
 
+    def packed(self, entry: Entry, rows: Rows | None) -> Packed | None:
+        """A matrix as the file stores it, as views of its pages; None where it is stored as plain numbers of at least 16 bits."""
+
 
 def open_weights(path: Path) -> Weights:
     """Map a checkpoint's file or files. Raises ``BadCheckpoint``."""
@@ -55,46 +54,43 @@ class SafetensorsWeights:
     def __init__(self, holder: Mapping[str, Path]) -> None:
         self._holder = holder
         self._files: dict[Path, Any] = {path: _mapped(path) for path in dict.fromkeys(holder.values())}
-        self._last: tuple[str, torch.dtype, Tensor] | None = None
-        """The weight that was computed last: a fused one is asked for part by part."""
 
     def load(self, entry: Entry, rows: Rows | None, dtype: torch.dtype) -> Tensor:
-        if entry.kind not in FORMATS:
-            return _cut(self._raw(entry.name), rows).to(dtype)
-        if entry.kind in _FP8:
-            return self._scaled_fp8(entry, rows, dtype)
-        if self._last is None or self._last[:2] != (entry.name, dtype):
-            self._last = (entry.name, dtype, self._unpacked(entry, dtype))
-        return _cut(self._last[2], rows)
+        packed = self.packed(entry, rows)
+        return _cut(self._raw(entry.name), rows).to(dtype) if packed is None else packed.unpack(dtype)
+
+    def packed(self, entry: Entry, rows: Rows | None) -> Packed | None:
+        if entry.kind in FP8:
+            return PackedFp8(_cut(self._raw(entry.name), rows), None)
+        if entry.kind in FP8.values():
+            return self._scaled_fp8(entry, rows)
+        return self._layout(entry, rows) if entry.kind in FORMATS else None
 
     def _raw(self, name: str) -> Tensor:
         tensor: Tensor = self._files[self._holder[name]].get_tensor(name)
         return tensor
 
-    def _scaled_fp8(self, entry: Entry, rows: Rows | None, dtype: torch.dtype) -> Tensor:
-        """``packed * scale``, one scale for all or one per row."""
+    def _scaled_fp8(self, entry: Entry, rows: Rows | None) -> PackedFp8:
+        """One scale for all values or one per row."""
         scale = self._raw(entry.scales["weight_scale"]).float()
         if scale.numel() > 1:
             scale = _cut(scale.reshape(entry.shape[0], *(1,) * (len(entry.shape) - 1)), rows)
-        return (_cut(self._raw(entry.name), rows).float() * scale).to(dtype)
+        return PackedFp8(_cut(self._raw(entry.name), rows), scale.reshape(()) if scale.numel() == 1 else scale)
 
-    def _unpacked(self, entry: Entry, dtype: torch.dtype) -> Tensor:
+    def _layout(self, entry: Entry, rows: Rows | None) -> PackedLayout:
         from comfy_kitchen.tensor import get_layout_class
 
-        packed = self._raw(entry.name)
         scales = {name: self._raw(stored) for name, stored in entry.scales.items()}
         scale = scales["weight_scale"]
         if entry.kind in _SCALE_DTYPES:
             scale = scale.view(_SCALE_DTYPES[entry.kind])
         layout = get_layout_class(_LAYOUTS[entry.kind])
+        shared = {"orig_dtype": torch.float32, "orig_shape": entry.shape, **entry.settings}
         if entry.kind == "nvfp4":
-            params = layout.Params(
-                scale=scales["weight_scale_2"], block_scale=scale, orig_dtype=torch.float32, orig_shape=entry.shape
-            )
+            params = layout.Params(scale=scales["weight_scale_2"], block_scale=scale, **shared)
         else:
-            params = layout.Params(scale=scale, orig_dtype=torch.float32, orig_shape=entry.shape, **entry.settings)
-        unpacked: Tensor = layout.dequantize(packed, params)
-        return unpacked[tuple(slice(size) for size in entry.shape)].to(dtype)
+            params = layout.Params(scale=scale, **shared)
+        return PackedLayout(self._raw(entry.name), params, layout, entry.shape, rows)
 
 
 class GgufWeights:
@@ -104,14 +100,20 @@ class GgufWeights:
         self._tensors = {tensor.name: tensor for tensor in open_gguf(path).tensors}
 
     def load(self, entry: Entry, rows: Rows | None, dtype: torch.dtype) -> Tensor:
-        stored = self._tensors[entry.name]
-        data = stored.data if rows is None else stored.data[rows[0] : rows[1]]
-        if entry.kind in _SAFETENSORS_KIND:
-            plain = torch.from_numpy(data).view(_SAFETENSORS_KIND[entry.kind])
-            return plain.reshape(_shape(entry, rows)).to(dtype)
-        from gguf import quants
+        packed = self.packed(entry, rows)
+        if packed is not None:
+            return packed.unpack(dtype).reshape(_shape(entry, rows))
+        plain = torch.from_numpy(self._data(entry, rows)).view(_SAFETENSORS_KIND[entry.kind])
+        return plain.reshape(_shape(entry, rows)).to(dtype)
 
-        return torch.from_numpy(quants.dequantize(data, stored.tensor_type)).reshape(_shape(entry, rows)).to(dtype)
+    def packed(self, entry: Entry, rows: Rows | None) -> Packed | None:
+        if entry.kind in _SAFETENSORS_KIND:
+            return None
+        return PackedGguf(torch.from_numpy(self._data(entry, rows)), entry.kind)
+
+    def _data(self, entry: Entry, rows: Rows | None) -> Any:
+        data = self._tensors[entry.name].data
+        return data if rows is None else data[rows[0] : rows[1]]
 
 
 def _shape(entry: Entry, rows: Rows | None) -> tuple[int, ...]:

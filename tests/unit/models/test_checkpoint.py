@@ -118,7 +118,7 @@ def test_tensors_of_the_asked_dtype_stay_views_of_the_mapped_file(tiny: Path) ->
     assert model.size_bytes == sum(tensor.nbytes for tensor in load_file(tiny).values())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_other_dtypes_are_cast_to_the_asked_one(dtype: torch.dtype, tmp_path: Path) -> None:
     path = tmp_path / "tiny.safetensors"
     write_tiny_flux(path, **TINY, dtype=dtype)
@@ -224,7 +224,7 @@ def test_a_relative_of_flux_is_not_taken_for_it(relative: str, tiny: Path) -> No
 @pytest.mark.parametrize("kept", [0, 7, 8, 100, -1, -1000])
 def test_a_truncated_file_is_refused(kept: int, tiny: Path) -> None:
     tiny.write_bytes(tiny.read_bytes()[:kept])
-    with pytest.raises(BadCheckpoint, match="Download the checkpoint again|is cut off in its header"):
+    with pytest.raises(BadCheckpoint, match=r"Download the checkpoint again|is cut off in its header"):
         load(tiny)
 
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tutti.backend.errors import BadCheckpoint
+from tutti.backend.models.packed import Packed
 from tutti.backend.models.registry import load_model
 
 from tests.support import quantised
@@ -63,6 +64,37 @@ def test_gguf_is_read_as_its_numbers(type_name: str, tiny: Path, tmp_path: Path)
     ours = velocity(tmp_path / "tiny.gguf")
     assert relative_error(ours, velocity(tmp_path / "plain.safetensors")) <= EXACT
     assert relative_error(ours, velocity(tiny)) > 10 * EXACT, "the control: packing loses something"
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_plain_fp8_is_read_as_its_numbers(dtype: torch.dtype, tiny: Path, tmp_path: Path) -> None:
+    save_file({name: tensor.to(dtype) for name, tensor in load_file(tiny).items()}, tmp_path / "fp8.safetensors")
+    numbers = {name: tensor.to(dtype).float() for name, tensor in load_file(tiny).items()}
+    save_file(numbers, tmp_path / "plain.safetensors")
+    ours = velocity(tmp_path / "fp8.safetensors")
+    assert relative_error(ours, velocity(tmp_path / "plain.safetensors")) <= EXACT
+    assert relative_error(ours, velocity(tiny)) > 100 * EXACT, "the control: packing loses something"
+
+
+STORED: dict[str, Callable[[dict[str, Tensor], Path], object]] = {
+    "scaled fp8": lambda plain, path: save_file(quantised.old_scaled_fp8(plain)[0], path),
+    "nvfp4": lambda plain, path: save_file(quantised.comfy_tensors(plain, "nvfp4")[0], path),
+    "Q4_0": lambda plain, path: quantised.write_gguf(path, plain, "Q4_0"),
+}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_a_quantised_model_takes_the_size_of_its_file_in_memory(name: str, tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / ("tiny.gguf" if name.startswith("Q") else "tiny.safetensors")
+    STORED[name](load_file(tiny), path)
+    model = load_model(path, dtype=torch.float32, device=torch.device("cpu"), progress=lambda _: None)
+    assert model.size_bytes <= 1.02 * path.stat().st_size
+    assert model.size_bytes < 0.6 * tiny.stat().st_size
+    mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(path) in line]
+    ranges = [tuple(int(address, 16) for address in line.split()[0].split("-")) for line in mapped]
+    packed = [module.packed for module in model.adapter.network.modules() if isinstance(module, Packed)]  # type: ignore[attr-defined]
+    assert packed
+    assert all(any(start <= tensor.data_ptr() < end for start, end in ranges) for tensor in packed), "views of the file"
 
 
 def test_shards_are_one_checkpoint_whichever_of_them_is_named(tiny: Path, tmp_path: Path) -> None:
