@@ -2,7 +2,7 @@
 
     <comfyui>/venv/bin/python stock_network.py <comfyui>/ComfyUI <folder> <threads>
 
-The folder holds ``job.json`` (dtype, cases with their checkpoints) and ``inputs.safetensors`` (``<case>/x``, ``<case>/timestep``, ``<case>/context`` ...). A case says which
+The folder holds ``job.json`` (dtype, cases with their checkpoints and LoRAs) and ``inputs.safetensors`` (``<case>/x``, ``<case>/timestep``, ``<case>/context`` ...). A case says which
 argument of the network is which of its tensors. ``unet_config`` in the job, by checkpoint, replaces what ComfyUI's detection hard-codes for a family (a width that
 small test checkpoints do not have). Each line on standard input names a case; its answer is a line with the seconds that the call took. At the end of the input the last velocity of
 every case is written to ``velocities.safetensors``. Checkpoints go through ComfyUI's own detection and loading.
@@ -34,23 +34,31 @@ def main() -> None:
     dtype = getattr(torch, job["dtype"])
     inputs = load_file(folder / "inputs.safetensors")
     calls = {case["name"]: arguments(case, inputs, dtype) for case in job["cases"]}
-    checkpoints = {case["name"]: case["checkpoint"] for case in job["cases"]}
-    networks = {path: load(path, job.get("unet_config", {}).get(path, {}), dtype) for path in set(checkpoints.values())}
+    configs = job.get("unet_config", {})
+    wanted = {case["name"]: (case["checkpoint"], json.dumps(case.get("loras", []))) for case in job["cases"]}
+    networks = {
+        (path, loras): load(path, configs.get(path, {}), dtype, json.loads(loras))
+        for path, loras in set(wanted.values())
+    }
     velocities = {}
     with torch.no_grad():
         for line in sys.stdin:
             name = line.strip()
-            network = networks[checkpoints[name]]
+            network = networks[wanted[name]]
             started = time.perf_counter()
             velocities[name] = network(**calls[name])
             print(time.perf_counter() - started, file=answers, flush=True)
     save_file({name: v.float().contiguous() for name, v in velocities.items()}, folder / "velocities.safetensors")
 
 
-def load(path: str, unet_config: dict[str, Any], dtype: Any) -> Any:
-    """The network of a checkpoint, through ComfyUI's own detection; ``unet_config`` replaces some of what that finds."""
+def load(path: str, unet_config: dict[str, Any], dtype: Any, loras: list[list[Any]]) -> Any:
+    """The network of a checkpoint, through ComfyUI's own detection; ``unet_config`` replaces some of what that finds.
+
+    ``loras``: (file, strength), put in by ComfyUI's own LoRA loader, in order.
+    """
     import comfy.model_detection
     import comfy.sd
+    import comfy.utils
 
     detect = comfy.model_detection.detect_unet_config
 
@@ -60,7 +68,12 @@ def load(path: str, unet_config: dict[str, Any], dtype: Any) -> Any:
 
     comfy.model_detection.detect_unet_config = detect_changed
     try:
-        return comfy.sd.load_diffusion_model(path, model_options={"dtype": dtype}).model.diffusion_model
+        patcher = comfy.sd.load_diffusion_model(path, model_options={"dtype": dtype})
+        for file, strength in loras:
+            lora = comfy.utils.load_torch_file(file, safe_load=True)
+            patcher, _ = comfy.sd.load_lora_for_models(patcher, None, lora, strength, 0.0)
+        patcher.patch_model()
+        return patcher.model.diffusion_model
     finally:
         comfy.model_detection.detect_unet_config = detect
 

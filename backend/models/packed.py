@@ -91,6 +91,8 @@ class PackedLinear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight_store = weight
         self.bias = linear.bias
+        self.changed: Tensor | None = None
+        """Another weight in its place, as numbers: the packed one with a LoRA."""
 
     @property
     def weight(self) -> Tensor:
@@ -98,7 +100,8 @@ class PackedLinear(nn.Module):
         return self.weight_store.unpack(torch.float32 if self.bias is None else self.bias.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.weight_store.unpack(x.dtype), self.bias)
+        weight = self.weight_store.unpack(x.dtype) if self.changed is None else self.changed
+        return nn.functional.linear(x, weight, self.bias)
 
 
 def pack_linears(network: nn.Module, weights: Mapping[str, Packed]) -> None:

@@ -34,6 +34,8 @@ class StockFile:
 
     path: Path
     calls: Mapping[str, DrawnCall]
+    loras: Sequence[tuple[Path, float]] = ()
+    """Files and strengths, put in by ComfyUI's own loader."""
     unet_config: Mapping[str, Any] = field(default_factory=dict)
     """Changes what ComfyUI's detection hard-codes for this family, so that it loads a small checkpoint."""
 
@@ -57,6 +59,7 @@ def stock_runs(
         {
             "name": name,
             "checkpoint": str(file.path),
+            "loras": [[str(path), strength] for path, strength in file.loras],
             "arguments": network_arguments(face, call),
             "options": dict(call.options),
         }

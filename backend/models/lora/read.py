@@ -1,0 +1,150 @@
+"""A LoRA file as patches: every key is understood or named in an error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from torch import Tensor
+
+from ...errors import BadCheckpoint
+from ..checkpoint import Source
+from ..family import Family
+from .adapters import Adapter, Patch
+
+_PARTS: Final[Mapping[str, tuple[str, str]]] = {
+    # Ending of a key -> kind, part. Longer endings come first.
+    ".lora_linear_layer.up.weight": ("lora", "up"),
+    ".lora_linear_layer.down.weight": ("lora", "down"),
+    ".lora_B.default.weight": ("lora", "up"),
+    ".lora_A.default.weight": ("lora", "down"),
+    ".lora_up.weight": ("lora", "up"),
+    ".lora_down.weight": ("lora", "down"),
+    ".lora_mid.weight": ("lora", "mid"),
+    ".lora_B.weight": ("lora", "up"),
+    ".lora_A.weight": ("lora", "down"),
+    ".lora.up.weight": ("lora", "up"),
+    ".lora.down.weight": ("lora", "down"),
+    "_lora.up.weight": ("lora", "up"),
+    "_lora.down.weight": ("lora", "down"),
+    ".lora_B": ("lora", "up"),
+    ".lora_A": ("lora", "down"),
+    **{f".hada_{part}": ("loha", part) for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
+    **{f".lokr_{part}": ("lokr", part) for part in ("w1_a", "w1_b", "w2_a", "w2_b", "w1", "w2", "t2")},
+    ".diff": ("diff", "value"),
+    ".diff_b": ("diff of the bias", "value"),
+    ".set_weight": ("set", "value"),
+}
+_SHARED: Final = {".alpha": "alpha", ".dora_scale": "dora_scale"}
+_NEEDED: Final = {"lora": ("up", "down"), "loha": ("w1_a", "w1_b", "w2_a", "w2_b"), "lokr": ()}
+_NAMED: Final = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where the name of a layer in a LoRA file leads."""
+
+    layer: str
+    """In the original checkpoint, without ``.weight``."""
+    rows: tuple[int, int] | None = None
+    swap_halves: bool = False
+
+
+def targets_of(family: Family[Any], geometry: Any) -> dict[str, Target]:
+    """Every name that trainers give to a layer of this network -> the layer.
+
+    kohya: ``lora_unet_`` and the original name with underscores. ComfyUI and the authors: ``diffusion_model.`` and the original name.
+    diffusers and PEFT: ``transformer.`` (or nothing, or ``base_model.model.``) and diffusers' name; OneTrainer and SimpleTuner: the same with
+    underscores behind ``lora_transformer_`` and ``lycoris_``.
+    """
+    targets: dict[str, Target] = {}
+    names = family.key_map(geometry)
+    for parameter in family.empty_network(geometry).state_dict():
+        if not parameter.endswith(".weight"):
+            continue
+        source = names.source(parameter) if family.original_marks else Source(parameter)
+        ours, original = parameter.removesuffix(".weight"), source.name.removesuffix(".weight")
+        part = Target(layer=original, rows=source.rows, swap_halves=source.swap_halves)
+        for prefix in ("transformer.", "", "base_model.model.", "diffusion_model."):
+            targets[f"{prefix}{ours}"] = part
+        for prefix in ("lora_transformer_", "lycoris_", "lora_unet_"):
+            targets[f"{prefix}{ours.replace('.', '_')}"] = part
+        whole = Target(layer=original)
+        targets[f"diffusion_model.{original}"] = whole
+        targets[f"lora_unet_{original.replace('.', '_')}"] = whole
+    return targets
+
+
+def read_lora(tensors: Mapping[str, Tensor], targets: Mapping[str, Target], *, strength: float) -> list[Patch]:
+    """The patches of a file, in the order of its layers.
+
+    Raises:
+        BadCheckpoint: a key that nothing of the model answers to, or half of an adapter.
+    """
+    layers: dict[str, dict[str, dict[str, Tensor]]] = {}
+    alphas: dict[str, float] = {}
+    unknown: list[str] = []
+    for key, tensor in tensors.items():
+        layer, kind, part = _taken_apart(key)
+        if layer is None or layer not in targets:
+            unknown.append(key)
+        elif part == "alpha":
+            alphas[layer] = float(tensor)
+        else:
+            layers.setdefault(layer, {}).setdefault(kind, {})[part] = tensor
+    _refuse_unknown(unknown, len(tensors))
+    return [
+        patch
+        for layer, kinds in layers.items()
+        for patch in _patches(layer, kinds, alphas.get(layer), targets[layer], strength)
+    ]
+
+
+def _taken_apart(key: str) -> tuple[str | None, str, str]:
+    """(layer, kind, part) of a key; no layer for one that no trainer writes."""
+    for ending, (kind, part) in _PARTS.items():
+        if key.endswith(ending):
+            return key.removesuffix(ending), kind, part
+    for ending, part in _SHARED.items():
+        if key.endswith(ending):
+            return key.removesuffix(ending), "shared", part
+    return None, "", ""
+
+
+def _refuse_unknown(unknown: list[str], count: int) -> None:
+    if not unknown:
+        return
+    named = ", ".join(sorted(unknown)[:_NAMED]) + (" and others" if len(unknown) > _NAMED else "")
+    if len(unknown) == count:
+        raise BadCheckpoint(f"Choose a LoRA for this model: none of its {count} keys fits, such as {named}.")
+    raise BadCheckpoint(
+        f"Choose another LoRA: {len(unknown)} of its {count} keys lead to nothing in this model, and leaving them out would change the "
+        f"picture: {named}."
+    )
+
+
+def _patches(
+    layer: str, kinds: Mapping[str, Mapping[str, Tensor]], alpha: float | None, target: Target, strength: float
+) -> list[Patch]:
+    shared = kinds.get("shared", {})
+    found = []
+    for kind, parts in kinds.items():
+        if kind == "shared":
+            continue
+        missing = [part for part in _NEEDED.get(kind, ()) if part not in parts]
+        if missing:
+            raise BadCheckpoint(f"Download the LoRA again: {layer} has half of an adapter, {missing[0]} is missing.")
+        of_bias = kind == "diff of the bias"
+        adapter = Adapter(
+            kind="diff" if of_bias else kind, tensors={**parts, **({} if of_bias else shared)}, alpha=alpha
+        )
+        patch = Patch(
+            weight=f"{target.layer}.weight",
+            adapter=adapter,
+            rows=target.rows,
+            swap_halves=target.swap_halves,
+            strength=strength,
+        )
+        found.append(replace(patch, weight=f"{target.layer}.bias") if of_bias else patch)
+    return found
