@@ -1,0 +1,126 @@
+"""LoRA files: every key is understood or named, changes go in and out without a trace, and all ranks of a host share them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from tutti.backend.errors import BadCheckpoint
+from tutti.backend.models.checkpoint import open_checkpoint
+from tutti.backend.models.families.flux import Flux, FluxGeometry
+from tutti.backend.models.lora.adapters import Adapter, Patch, patched
+from tutti.backend.models.lora.read import Target, read_lora, targets_of
+from tutti.backend.models.lora.variant import Variant, merged_weights, shared_weights
+from tutti.backend.models.registry import load_model
+
+from tests.support import loras, quantised
+from tests.support.checkpoints import write_tiny_flux
+
+CPU = torch.device("cpu")
+GEOMETRY = FluxGeometry(
+    hidden=256, depth=1, depth_single=1, in_channels=16, out_channels=16, context_dim=64, pooled_dim=32, guidance=True
+)
+LAYER = "diffusion_model.double_blocks.0.img_attn.qkv"
+
+
+@pytest.fixture(scope="module")
+def targets() -> dict[str, Target]:
+    return targets_of(Flux(), GEOMETRY)
+
+
+def some_lora(layer: str = LAYER, rows: int = 768, columns: int = 256) -> dict[str, Tensor]:
+    return {f"{layer}.lora_A.weight": torch.ones(2, columns), f"{layer}.lora_B.weight": torch.ones(rows, 2)}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda t: t.update({"diffusion_model.nothing.lora_A.weight": torch.ones(1)}),
+            "1 of its 3 keys lead to nothing",
+        ),
+        (lambda t: t.update({f"{LAYER}.surprise": torch.ones(1)}), f"{LAYER}.surprise"),
+        (lambda t: t.pop(f"{LAYER}.lora_A.weight"), "half of an adapter, down is missing"),
+    ],
+)
+def test_a_key_that_leads_to_nothing_is_named(
+    change: Callable[[dict[str, Tensor]], object], says: str, targets: dict[str, Target]
+) -> None:
+    tensors = some_lora()
+    change(tensors)
+    with pytest.raises(BadCheckpoint, match=says):
+        read_lora(tensors, targets, strength=1.0)
+
+
+def test_a_lora_of_another_family_is_said_to_be_one(targets: dict[str, Target]) -> None:
+    with pytest.raises(BadCheckpoint, match="Choose a LoRA for this model: none of its 2 keys fits"):
+        read_lora(some_lora("diffusion_model.blocks.0.self_attn.q"), targets, strength=1.0)
+
+
+def test_a_lora_of_another_width_is_refused_by_its_weight(targets: dict[str, Target], tmp_path: Path) -> None:
+    write_tiny_flux(tmp_path / "tiny.safetensors", hidden=256, depth=1, depth_single=1)
+    patches = read_lora(some_lora(rows=1536), targets, strength=1.0)
+    with pytest.raises(BadCheckpoint, match=r"it changes double_blocks\.0\.img_attn\.qkv\.weight"):
+        merged_weights(open_checkpoint(tmp_path / "tiny.safetensors"), str, patches, torch.float32)
+
+
+def test_patches_are_applied_in_order_and_leave_the_original_alone() -> None:
+    weight = torch.ones(2, 3)
+    value = Adapter(kind="set", tensors={"value": torch.full((2, 3), 5.0)})
+    diff = Adapter(kind="diff", tensors={"value": torch.ones(2, 3)})
+    both = [Patch(weight="w", adapter=value), Patch(weight="w", adapter=diff, strength=-2.0)]
+    assert torch.equal(patched(weight, both), torch.full((2, 3), 3.0))
+    assert torch.equal(patched(weight, both[::-1]), torch.full((2, 3), 5.0))
+    assert torch.equal(weight, torch.ones(2, 3))
+
+
+def test_a_models_own_strength_multiplies_the_weight_first() -> None:
+    diff = Adapter(kind="diff", tensors={"value": torch.ones(2, 2)})
+    out = patched(torch.full((2, 2), 4.0), [Patch(weight="w", adapter=diff, strength=1.0, strength_model=0.5)])
+    assert torch.equal(out, torch.full((2, 2), 3.0))
+
+
+@pytest.mark.parametrize("stored", ["plain", "packed"])
+def test_what_is_taken_out_leaves_the_very_same_weights(
+    stored: str, targets: dict[str, Target], tmp_path: Path
+) -> None:
+    path = tmp_path / "tiny.safetensors"
+    write_tiny_flux(path, hidden=256, depth=1, depth_single=1)
+    if stored == "packed":
+        quantised.write_gguf(tmp_path / "tiny.gguf", load_file(path), "Q8_0")
+        path = tmp_path / "tiny.gguf"
+    flux, checkpoint = Flux(), open_checkpoint(path)
+    model = load_model(path, dtype=torch.float32, device=CPU, progress=lambda _: None)
+    network = model.adapter.network  # type: ignore[attr-defined]
+    parameters = dict(network.named_parameters())
+    to_q = network.transformer_blocks[0].attn.to_q
+    before = to_q.weight.clone()
+    patches = read_lora(loras.formats(GEOMETRY)["kohya"], targets, strength=1.0)
+    variant = Variant(network, flux.sources(checkpoint, GEOMETRY))
+    variant.apply(merged_weights(checkpoint, str, patches, torch.float32), CPU)
+    x = torch.randn(1, 256)
+    changed = to_q(x) - torch.nn.functional.linear(x, before, to_q.bias)
+    assert float(changed.abs().max()) > 0.01
+    variant.remove()
+    assert torch.equal(to_q.weight, before)
+    assert {name: id(parameter) for name, parameter in network.named_parameters()} == {
+        name: id(parameter) for name, parameter in parameters.items()
+    }, "the same parameters: nothing compiled is compiled again"
+
+
+def test_ranks_of_one_host_compute_changed_weights_once(tmp_path: Path) -> None:
+    made: list[int] = []
+
+    def make() -> dict[str, Tensor]:
+        made.append(1)
+        return {"w": torch.arange(4.0)}
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: shared_weights(tmp_path / "variant.safetensors", make), range(4)))
+    assert made == [1]
+    assert all(torch.equal(result["w"], torch.arange(4.0)) for result in results)
