@@ -13,7 +13,7 @@ import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..assets.files import shipped_file
@@ -23,7 +23,7 @@ from ..wire.limits import MANIFEST_ENTRIES
 from ..wire.messages import ManifestEntry
 from .events import ModelFile
 from .manifest import Manifest, manifest_of
-from .names import CATEGORY, relative_path, unknown
+from .names import CATEGORY, LORAS, STORED, relative_path, unknown
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +49,21 @@ class Catalog:
     submission shall wait for a listing. What they share is the memory of what was read; no lock is held while a drive is asked.
     """
 
-    def __init__(self, models: Sequence[Path], folders_file: Path, assets: Path | None = None) -> None:
-        """``assets``: the folder of what ships with Tutti (see :mod:`tutti.backend.assets.files`); None leaves it out."""
+    def __init__(
+        self, models: Sequence[Path], folders_file: Path, assets: Path | None = None, stored: Path | None = None
+    ) -> None:
+        """``assets``: the folder of what ships with Tutti (see :mod:`tutti.backend.assets.files`); None leaves it out.
+
+        ``stored``: where LoRAs are kept that clients sent as tensors.
+        """
         self._given = [folder / name for folder in models for name in SUBFOLDERS]
+        self._given_loras = [folder / LORAS for folder in models]
+        self._stored = stored
         self._folders_file = folders_file
         self._assets = assets
         self.shipped = None if assets is None else assets / "models" / CATEGORY
         """Searched first: who asks for the shipped model by its name gets it, whatever else has that name."""
-        self._from_file: tuple[tuple[int, int] | None, list[Path]] = (None, [])
+        self._from_file: tuple[tuple[int, int] | None, dict[str, list[Path]]] = (None, {})
         self._headers: OrderedDict[tuple[str, int, int], Described] = OrderedDict()
         self._headers_lock = threading.Lock()
 
@@ -64,7 +71,30 @@ class Catalog:
         """Folders that are searched, first match wins."""
         self._refresh()
         shipped = [] if self.shipped is None else [self.shipped]
-        return list(dict.fromkeys(shipped + self._given + self._from_file[1]))
+        told = [folder for name in SUBFOLDERS for folder in self._from_file[1].get(name, [])]
+        return list(dict.fromkeys(shipped + self._given + told))
+
+    def lora_folders(self) -> list[Path]:
+        """Folders that are searched for LoRAs."""
+        self._refresh()
+        return list(dict.fromkeys(self._given_loras + self._from_file[1].get(LORAS, [])))
+
+    def resolve_all(self, model: str, *loras: str) -> ModelFile:
+        """The files of a model and of the LoRAs on it.
+
+        Raises:
+            UnknownModel: one of them is not there.
+            BadCheckpoint: the model is no whole checkpoint.
+        """
+        file = self.resolve(model)
+        return replace(file, loras=tuple(self._lora(name) for name in loras)) if loras else file
+
+    def _lora(self, name: str) -> ModelFile:
+        kind = STORED if name.startswith(f"{STORED}/") else LORAS
+        folders = [self._stored] if kind == STORED and self._stored is not None else self.lora_folders()
+        path, info = self._find(name, folders, kind)
+        identity = f"{info.st_size}|{info.st_mtime_ns}".encode()
+        return ModelFile(path=str(path), fingerprint=hashlib.blake2b(identity, digest_size=16).hexdigest())
 
     def resolve(self, name: str) -> ModelFile:
         """The file that a model name means.
@@ -82,7 +112,7 @@ class Catalog:
             UnknownModel: there is none.
             BadCheckpoint: it is no whole checkpoint, or a shipped one that is not what was shipped.
         """
-        path, info = self._find(name)
+        path, info = self._find(name, self.folders(), CATEGORY)
         key = (str(path), info.st_size, info.st_mtime_ns)
         with self._headers_lock:
             described = self._headers.get(key)
@@ -110,9 +140,10 @@ class Catalog:
             for parts, size_bytes in _walk(folder, ()):
                 yield "/".join((CATEGORY, *parts)), size_bytes
 
-    def _find(self, name: str) -> tuple[Path, os.stat_result]:
-        parts = relative_path(name)
-        for folder in self.folders():
+    @staticmethod
+    def _find(name: str, folders: Sequence[Path], kind: str) -> tuple[Path, os.stat_result]:
+        parts = relative_path(name, kind)
+        for folder in folders:
             path = folder.joinpath(*parts)
             if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
                 raise unknown(name)
@@ -134,21 +165,21 @@ class Catalog:
         try:
             info = self._folders_file.stat()
         except OSError:
-            self._from_file = (None, [])
+            self._from_file = (None, {})
             return
         stamp = (info.st_mtime_ns, info.st_size)
         if stamp != self._from_file[0]:
             self._from_file = (stamp, _read_folders(self._folders_file))
 
 
-def _read_folders(file: Path) -> list[Path]:
+def _read_folders(file: Path) -> dict[str, list[Path]]:
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-        folders = [Path(path) for name in SUBFOLDERS for path in data.get(name, [])]
+        folders = {name: [Path(path) for path in data.get(name, [])] for name in (*SUBFOLDERS, LORAS)}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         log.warning("ignored %s: it is damaged (%s)", file.name, type(error).__name__)
-        return []
-    return [folder for folder in folders if folder.is_absolute()]
+        return {}
+    return {name: [folder for folder in of_kind if folder.is_absolute()] for name, of_kind in folders.items()}
 
 
 def _read(path: Path, info: os.stat_result) -> Described:

@@ -24,6 +24,7 @@ from ..wire.messages import (
     Evaluated,
     Failed,
     Go,
+    LoraFile,
     Message,
     Prepare,
     Prepared,
@@ -93,6 +94,10 @@ class Dispatch:
             forget=forget,
             sample=job.request if isinstance(job.request, Sample) else None,
             evaluate=job.request if isinstance(job.request, Evaluate) else None,
+            loras=tuple(
+                LoraFile(path=file.path, fingerprint=file.fingerprint, strength=asked.strength)
+                for file, asked in zip(job.model.loras, job.on.loras, strict=True)
+            ),
         )
         if self._give(job, message, tensors):
             core.group.asked(now_s)
@@ -291,6 +296,8 @@ def _died(cause: str, *, comes_back: bool) -> WorkerDied:
 
 
 def _reported(code: str, message: str, job: Job) -> TuttiError:
-    """A rank's error as the client may see it: with a code we know, and without the checkpoint's path."""
+    """A rank's error as the client may see it: with a code we know, and without any file's path."""
     text = message.replace(job.model.path, job.on.model)
+    for file, asked in zip(job.model.loras, job.on.loras, strict=True):
+        text = text.replace(file.path, asked.name)
     return from_wire(code if code in ERRORS_BY_CODE else InternalError.code, text)

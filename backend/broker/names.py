@@ -10,19 +10,22 @@ from ..formats.read import SUFFIXES
 from ..wire.limits import NAME_LENGTH
 
 CATEGORY = "diffusion_models"
+LORAS = "loras"
+STORED = "stored"
+"""LoRAs that clients sent as tensors, by the digest of their bytes."""
 # Control, format (zero-width, direction), surrogate and private characters, line and paragraph separators.
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
-def relative_path(name: str) -> tuple[str, ...]:
-    """The parts of the path below a models folder that ``diffusion_models/sub/x.safetensors`` stands for.
+def relative_path(name: str, kind: str = CATEGORY) -> tuple[str, ...]:
+    """The parts of the path below a folder of models that ``diffusion_models/sub/x.safetensors`` stands for.
 
     Raises:
         UnknownModel: the name is a path, an address, hides something, or is not of a category we serve.
     """
     category, *parts = name.split("/")
-    if category != CATEGORY or not parts or not name.lower().endswith(SUFFIXES) or not _is_plain(name):
+    if category != kind or not parts or not name.lower().endswith(SUFFIXES) or not _is_plain(name):
         raise unknown(name)
     if not all(_is_plain_part(part) for part in parts):
         raise unknown(name)

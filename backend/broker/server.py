@@ -260,7 +260,7 @@ class Server:
         """On the helper thread."""
         answer: ModelFile | TuttiError
         try:
-            answer = self._catalog.resolve(lookup.model)
+            answer = self._catalog.resolve_all(*lookup.wanted)
         except Exception as problem:
             answer = _told(problem)
         return lambda: self._follow_later(self._lookups.found(lookup, answer, time.monotonic()))

@@ -22,6 +22,7 @@ from ..broker.auth import HAS_PEER_CREDENTIALS, Gate, ZapHandler
 from ..broker.catalog import Catalog
 from ..broker.keys import AuthorizedKeys, KeyPair, server_key
 from ..broker.ledger import MemoryLedger
+from ..broker.names import STORED
 from ..broker.server import Server
 from ..broker.settings import BrokerSettings
 from ..broker.sockets import IO_THREADS, ClientSocket, RankSocket
@@ -95,7 +96,9 @@ class Daemon:
         stack.callback(clients.close)
         ranks = RankSocket(context)
         stack.callback(ranks.close)
-        self.catalog = Catalog(settings.models, settings.state_dir / FOLDERS_FILE, files.FOLDER)
+        self.catalog = Catalog(
+            settings.models, settings.state_dir / FOLDERS_FILE, files.FOLDER, settings.state_dir / STORED
+        )
         self.endpoints = self._bind(clients)
         group = self._group_settings(runtime)
         ranks.bind(group.rank_endpoint)

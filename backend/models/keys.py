@@ -7,7 +7,7 @@ a view of the mapped pages.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..errors import BadCheckpoint
 from .checkpoint import Checkpoint, Source
@@ -89,15 +89,19 @@ def spelled_as_in(
 
     def spelled(parameter: str) -> Source:
         source = find(parameter)
-        if source.name in checkpoint:
-            return source
-        for usual, other in spellings.items():
-            changed = f"{source.name.removesuffix(usual)}{other}"
-            if source.name.endswith(usual) and changed in checkpoint:
-                return Source(changed, source.rows, source.swap_halves)
-        return source
+        return replace(source, name=respelled(checkpoint, source.name, spellings))
 
     return spelled
+
+
+def respelled(checkpoint: Checkpoint, name: str, spellings: Mapping[str, str]) -> str:
+    """An original name as this file spells it."""
+    if name not in checkpoint:
+        for usual, other in spellings.items():
+            changed = f"{name.removesuffix(usual)}{other}"
+            if name.endswith(usual) and changed in checkpoint:
+                return changed
+    return name
 
 
 def shape_of(checkpoint: Checkpoint, name: str, dims: int = 2) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from .checkpoint import PREFIXES, Checkpoint, open_checkpoint
 from .families.flux import Flux
 from .families.wan import Wan
 from .family import Family
+from .lora.variants import Variants
 from .packed import packed_bytes
 
 FAMILIES: tuple[Family[Any], ...] = (Flux(), Wan())
@@ -33,6 +34,7 @@ class ResidentModel:
         device: torch.device,
         size_bytes: int,
         adapter: Adapter,
+        variants: Variants | None = None,
     ) -> None:
         self.family = family
         self.num_heads = num_heads
@@ -40,6 +42,8 @@ class ResidentModel:
         self.device = device
         self.size_bytes = size_bytes
         self.adapter = adapter
+        self.variants = variants
+        """Its LoRA sets; None for a model that has no weights to change."""
 
     def bind(self, mesh: SequenceMesh) -> None:
         """Run on this mesh from now on. Cheap; nothing happens when it is the current one."""
@@ -63,7 +67,13 @@ def load_model(
         ) from error
     size_bytes = sum(parameter.nbytes for parameter in adapter.network.parameters()) + packed_bytes(adapter.network)
     return ResidentModel(
-        family=family.name, num_heads=num_heads, dtype=dtype, device=device, size_bytes=size_bytes, adapter=adapter
+        family=family.name,
+        num_heads=num_heads,
+        dtype=dtype,
+        device=device,
+        size_bytes=size_bytes,
+        adapter=adapter,
+        variants=Variants(adapter, weights),
     )
 
 

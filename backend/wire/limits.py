@@ -63,3 +63,6 @@ SIGMAS: Final = 10_001
 
 BRANCHES: Final = 8
 """Most conditioning branches of one Sample, and most calls of one Evaluate."""
+
+LORAS: Final = 64
+"""Most LoRAs of one job."""

@@ -15,6 +15,7 @@ from .limits import (
     BRANCHES,
     KIND_LENGTH,
     LISTED,
+    LORAS,
     MANIFEST_NUMBERS,
     NAME_LENGTH,
     TENSOR_FRAMES,
@@ -163,6 +164,16 @@ class Status:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoraRef:
+    """One LoRA of a job."""
+
+    name: str = field(metadata=_NAME)
+    """In the daemon's folders (``loras/detail.safetensors``), or what was stored (``stored/<digest>.safetensors``)."""
+    strength: float = field(metadata=bounded(low=-1000, high=1000))
+    """Negative ones take away; 0 changes nothing and is not sent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRef:
     """Which model a job runs on, and how."""
 
@@ -174,6 +185,8 @@ class ModelRef:
     """Compute dtype."""
     plan: str = field(default="", metadata=bounded(length=64, pattern=r"[a-z0-9=,]*"))
     """``ulysses=2,ring=1``; empty leaves it to the daemon."""
+    loras: tuple[LoraRef, ...] = field(default=(), metadata=bounded(items=LORAS))
+    """In the order in which they are applied."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -355,6 +368,16 @@ class RankHello:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoraFile:
+    """A LoRA of a job, found."""
+
+    path: str = field(metadata=_TEXT)
+    """Only on the rank leg, like the checkpoint's."""
+    fingerprint: str = field(metadata=bounded(length=64))
+    strength: float = field(metadata=bounded(low=-1000, high=1000))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prepare:
     """B -> every R. The first phase of dispatch: check and load, touch no collective.
 
@@ -374,6 +397,8 @@ class Prepare:
     """Trajectories whose state every rank drops now."""
     sample: Sample | None = None
     evaluate: Evaluate | None = None
+    loras: tuple[LoraFile, ...] = field(default=(), metadata=bounded(items=LORAS))
+    """Those of the job, in its order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

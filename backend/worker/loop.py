@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -36,7 +37,11 @@ log = logging.getLogger(__name__)
 class RankLoop:
     """One rank at work."""
 
-    def __init__(self, group: WorkerGroup, link: BrokerLink, models: ResidentModels, stop: StopSignal) -> None:
+    def __init__(
+        self, group: WorkerGroup, link: BrokerLink, models: ResidentModels, stop: StopSignal, shared_folder: Path
+    ) -> None:
+        """``shared_folder``: where ranks of this host keep weights that LoRAs have changed, once for all of them."""
+        self._shared_folder = shared_folder
         self._group = group
         self._link = link
         self._models = models
@@ -110,6 +115,7 @@ class RankLoop:
                 world_size=self._group.world_size,
                 models=self._models,
                 trajectories=self._trajectories,
+                shared_folder=self._shared_folder,
                 progress=report.loading,
             )
         except Exception as error:
@@ -161,6 +167,8 @@ class RankLoop:
         tensors = share(self._group, prepared.specs, prepared.frames)
         mesh = self._group.mesh(prepared.plan)
         prepared.model.bind(mesh)
+        if prepared.model.variants is not None:
+            prepared.model.variants.switch(prepared.variant)
         if isinstance(prepared.job, Sample):
             self._sample(prepared, prepared.job, tensors, gate, report, mesh)
             return

@@ -44,7 +44,7 @@ def run_rank(load: Loader = load_model) -> None:
         log.exception("cannot start")
         end_process(f"{type(error).__name__}: {error}", EXIT_NOT_STARTED)
     try:
-        RankLoop(group, link, models, stop).run()
+        RankLoop(group, link, models, stop, settings.shared_folder).run()
     except OutOfStep as error:
         log.exception("cannot go on")
         end_process(f"{type(error).__name__}: {error}", exit_status(error.error))

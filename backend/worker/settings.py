@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -75,6 +77,13 @@ class RankSettings:
         if self.device_type == "cpu":
             return torch.device("cpu")
         return torch.device("cuda", self.local_rank % max(1, torch.cuda.device_count()))
+
+    @property
+    def shared_folder(self) -> Path:
+        """A folder that all ranks of this host and nobody else may use; it goes with the daemon's runtime folder."""
+        if self.endpoint.startswith("ipc://"):
+            return Path(self.endpoint.removeprefix("ipc://")).parent / f"variants-{self.incarnation}"
+        return Path(tempfile.gettempdir()) / f"tutti-variants-{self.incarnation}"
 
     @property
     def ranks_on_device(self) -> int:

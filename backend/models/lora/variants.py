@@ -1,0 +1,108 @@
+"""The LoRA sets of one resident model: which one is in it, and what was computed for the others."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ...errors import BadCheckpoint
+from ..checkpoint import Checkpoint
+from ..family import TransformerAdapter
+from ..keys import respelled
+from .adapters import Patch
+from .read import Target, read_lora, targets_of
+from .variant import Variant, merged_weights, shared_weights
+
+KEPT: Final = 4
+"""Sets whose changed weights stay mapped, so that turns may alternate between them."""
+NONE: Final = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    """A LoRA file and how strongly it counts."""
+
+    path: str
+    fingerprint: str
+    strength: float
+
+
+class Variants:
+    """One network's LoRA sets. Ranks of one host share what is computed: the first of them writes it, all map it."""
+
+    def __init__(self, adapter: TransformerAdapter, checkpoint: Checkpoint) -> None:
+        self._adapter = adapter
+        self._checkpoint = checkpoint
+        self._sets: OrderedDict[str, tuple[Path, dict[str, Tensor]]] = OrderedDict()
+        self._current = NONE
+
+    def prepare(self, loras: Sequence[Lora], *, identity: str, folder: Path) -> str:
+        """Compute (or map) the changed weights of a set; returns its key. No collective.
+
+        ``identity`` names checkpoint and dtype: with the files and strengths it decides what the changed weights are.
+
+        Raises:
+            BadCheckpoint: a file cannot be read, or does not belong to this model.
+        """
+        if not loras:
+            return NONE
+        said = "|".join([identity, *(f"{lora.path}|{lora.fingerprint}|{lora.strength!r}" for lora in loras)])
+        key = hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
+        if key not in self._sets:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path = folder / f"{key}.safetensors"
+            self._sets[key] = path, shared_weights(path, lambda: self._merged(loras))
+        self._sets.move_to_end(key)
+        self._drop_old()
+        return key
+
+    def switch(self, key: str) -> None:
+        """Put a prepared set into the network, or take the last one out (:data:`NONE`). Cheap where it is in already."""
+        if key == self._current:
+            return
+        if key == NONE:
+            self._variant.remove()
+        else:
+            self._variant.apply(self._sets[key][1], self._adapter.device)
+        self._current = key
+
+    @cached_property
+    def _variant(self) -> Variant:
+        family, adapter = self._adapter.family, self._adapter
+        return Variant(adapter.network, family.key_map(adapter.geometry).source)
+
+    @cached_property
+    def _targets(self) -> dict[str, Target]:
+        return targets_of(self._adapter.family, self._adapter.geometry)
+
+    def _merged(self, loras: Sequence[Lora]) -> dict[str, Tensor]:
+        patches: list[Patch] = []
+        for lora in loras:
+            patches += read_lora(_tensors(lora.path), self._targets, strength=lora.strength)
+        spellings: Any = self._adapter.family.spellings
+        return merged_weights(
+            self._checkpoint, lambda name: respelled(self._checkpoint, name, spellings), patches, self._adapter.dtype
+        )
+
+    def _drop_old(self) -> None:
+        while len(self._sets) > KEPT:
+            oldest = next(key for key in self._sets if key != self._current)
+            path, _ = self._sets.pop(oldest)
+            path.unlink(missing_ok=True)  # another rank may have it mapped still: its pages stay until it lets go
+
+
+def _tensors(path: str) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise BadCheckpoint("Download the LoRA again: it is no whole safetensors file, or cannot be read.") from error
+    return tensors
