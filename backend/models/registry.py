@@ -13,10 +13,11 @@ from ..parallel.mesh import SequenceMesh
 from .adapter import Adapter
 from .checkpoint import PREFIXES, Checkpoint, open_checkpoint
 from .families.flux import Flux
+from .families.sd3 import Sd3
 from .families.wan import Wan
 from .family import Family
 
-FAMILIES: tuple[Family[Any], ...] = (Flux(), Wan())
+FAMILIES: tuple[Family[Any], ...] = (Flux(), Sd3(), Wan())
 """The first one that recognises a file gets it: a narrower family comes first."""
 
 
@@ -60,7 +61,8 @@ def load_model(
         raise OutOfMemory(
             "Choose a smaller checkpoint or weight dtype: the model does not fit into the GPU's memory."
         ) from error
-    size_bytes = sum(parameter.nbytes for parameter in adapter.network.parameters())
+    # Tables of positions are buffers, and large ones.
+    size_bytes = sum(tensor.nbytes for tensor in adapter.network.state_dict().values())
     return ResidentModel(
         family=family.name, num_heads=num_heads, dtype=dtype, device=device, size_bytes=size_bytes, adapter=adapter
     )
