@@ -46,7 +46,8 @@ def main() -> None:
             name = line.strip()
             network = networks[wanted[name]]
             started = time.perf_counter()
-            velocities[name] = network(**calls[name])
+            latent, named = calls[name]
+            velocities[name] = network(*latent, **named)
             print(time.perf_counter() - started, file=answers, flush=True)
     save_file({name: v.float().contiguous() for name, v in velocities.items()}, folder / "velocities.safetensors")
 
@@ -78,9 +79,10 @@ def load(path: str, unet_config: dict[str, Any], dtype: Any, loras: list[list[An
         comfy.model_detection.detect_unet_config = detect
 
 
-def arguments(case: dict[str, Any], inputs: dict[str, Any], dtype: Any) -> dict[str, Any]:
+def arguments(case: dict[str, Any], inputs: dict[str, Any], dtype: Any) -> tuple[tuple[Any, Any], dict[str, Any]]:
     """What ComfyUI's model base would hand to the network: everything in the compute dtype, but integers and the timestep.
 
+    x and the timestep go by position, because networks call them differently; everything else goes by name.
     A list (reference latents) is repeated to the batch, as ComfyUI's conditioning does.
     """
 
@@ -99,7 +101,7 @@ def arguments(case: dict[str, Any], inputs: dict[str, Any], dtype: Any) -> dict[
         for argument, parts in case["arguments"].items()
     }
     timestep = inputs[f"{case['name']}/timestep"]
-    return {"x": x, "timestep": timestep, **named, **case["options"], "transformer_options": {}}
+    return (x, timestep), {**named, **case["options"], "transformer_options": {}}
 
 
 if __name__ == "__main__":

@@ -65,7 +65,18 @@ WAN: Final = Family(
     shapes=("patch_embedding.weight",),
 )
 
-FAMILIES: Final[tuple[Family, ...]] = (FLUX, WAN)
+SD3: Final = Family(
+    name="sd3",
+    configs=frozenset({"SD3"}),
+    model_classes=frozenset({"SD3"}),
+    tensors={"c_crossattn": "context", "y": "pooled"},
+    lists={},
+    options=frozenset(),
+    arguments=("context", "y", "control", "transformer_options"),
+    advice="an Empty SD3 Latent Image, or a VAE Encode with the VAE of Stable Diffusion 3",
+)
+
+FAMILIES: Final[tuple[Family, ...]] = (FLUX, WAN, SD3)
 
 
 def family_of(config_class: type) -> Family:

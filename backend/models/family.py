@@ -103,7 +103,11 @@ class Family(ABC, Generic[Geometry]):
 
     @abstractmethod
     def is_joint_attention(self, name: str) -> bool:
-        """Whether the attention of this module name sees all streams. Others stay local: they see whole streams on every rank."""
+        """Whether the attention of this module name sees the tokens of all ranks. Others stay local: they see whole streams on every rank."""
+
+    def streams_of(self, name: str) -> Sequence[str]:
+        """The streams that the joint attention of this module name sees; empty: all of them."""
+        return ()
 
     @abstractmethod
     def arrange(self, network: Any, geometry: Geometry, call: ModelCall) -> Arranged:
@@ -188,6 +192,7 @@ class TransformerAdapter:
             splits=self.family.splits,
             gather=self.family.gather,
             is_joint_attention=self.family.is_joint_attention,
+            streams_of=self.family.streams_of,
         )
 
     def check(self, request: CallSpec) -> None:

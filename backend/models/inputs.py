@@ -65,6 +65,8 @@ class Inputs:
     tensors: tuple[Input, ...]
     references: References | None = None
     choices: tuple[Choice, ...] = ()
+    largest_side: int | None = None
+    """Most latent pixels along a side, where positions come from a table in the checkpoint; None: any."""
     numbers_per_frame: bool = False
     """Whether the timestep may be one number per frame."""
 
@@ -73,7 +75,7 @@ class Inputs:
 
         Raises:
             WrongFamily: something belongs to another family.
-            BadRequest: something is missing or does not fit the batch.
+            BadRequest: something is missing, too large or does not fit the batch.
             UnsupportedInput: the family has no such input or option.
         """
         self._check_latent(request.x_shape)
@@ -98,6 +100,11 @@ class Inputs:
             raise WrongFamily(
                 f"Use a latent (and concatenated conditions) that belong to this {self.label} checkpoint: got {shape[1]} channels, "
                 f"this checkpoint takes {self.channels}."
+            )
+        if self.largest_side is not None and max(shape[-2:]) > self.largest_side:
+            raise BadRequest(
+                f"Use a smaller latent: got {shape[-2]}x{shape[-1]}, this {self.label} checkpoint has positions for "
+                f"{self.largest_side}x{self.largest_side}."
             )
 
     def _check_timestep(self, request: CallSpec) -> None:

@@ -13,12 +13,13 @@ from ..parallel.mesh import SequenceMesh
 from .adapter import Adapter
 from .checkpoint import PREFIXES, Checkpoint, open_checkpoint
 from .families.flux import Flux
+from .families.sd3 import Sd3
 from .families.wan import Wan
 from .family import Family
 from .lora.variants import Variants
 from .packed import packed_bytes
 
-FAMILIES: tuple[Family[Any], ...] = (Flux(), Wan())
+FAMILIES: tuple[Family[Any], ...] = (Flux(), Sd3(), Wan())
 """The first one that recognises a file gets it: a narrower family comes first."""
 
 
@@ -65,7 +66,9 @@ def load_model(
         raise OutOfMemory(
             "Choose a smaller checkpoint or weight dtype: the model does not fit into the GPU's memory."
         ) from error
-    size_bytes = sum(parameter.nbytes for parameter in adapter.network.parameters()) + packed_bytes(adapter.network)
+    # Tables of positions are buffers, and large ones; packed weights are not in the state.
+    network = adapter.network
+    size_bytes = sum(tensor.nbytes for tensor in network.state_dict().values()) + packed_bytes(network)
     return ResidentModel(
         family=family.name,
         num_heads=num_heads,
