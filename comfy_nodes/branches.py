@@ -38,14 +38,12 @@ class Recorder:
 
     def ask(self, running: Trajectories) -> None:
         """Send all questions, those of one model in one message."""
-        remotes = list(dict.fromkeys(remote for remote, _ in self._asked))
-        flat = {
-            remote: iter(
-                running.of(remote).run([call for asked, calls in self._asked if asked is remote for call in calls])
-            )
-            for remote in remotes
+        remotes = {remote.on: remote for remote, _ in self._asked}
+        answers = {
+            on: iter(running.of(remote).run([call for asked, calls in self._asked if asked.on == on for call in calls]))
+            for on, remote in remotes.items()
         }
-        self._answers = [torch.cat([next(flat[remote]) for _ in calls]) for remote, calls in self._asked]
+        self._answers = [torch.cat([next(answers[remote.on]) for _ in calls]) for remote, calls in self._asked]
 
 
 def calc_cond_batch(

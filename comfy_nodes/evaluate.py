@@ -120,13 +120,13 @@ class Trajectories:
 
     def __init__(self, line: str) -> None:
         self._line = line
-        self._opened: dict[Remote, EvaluateTrajectory] = {}
+        self._opened: dict[ModelRef, EvaluateTrajectory] = {}
 
     def of(self, remote: Remote) -> EvaluateTrajectory:
         """The trajectory on the model of `remote`, begun if this loop did not ask it before."""
-        if remote not in self._opened:
-            self._opened[remote] = EvaluateTrajectory(remote.session.ready_client(), remote.on, self._line)
-        return self._opened[remote]
+        if remote.on not in self._opened:
+            self._opened[remote.on] = EvaluateTrajectory(remote.session.ready_client(), remote.on, self._line)
+        return self._opened[remote.on]
 
     def end(self) -> None:
         """End all of them, also when ending one fails; then the first failure is raised."""

@@ -6,8 +6,10 @@ into an Evaluate. Whole loops never reach it: the SAMPLER_SAMPLE wrapper of :mod
 
 from __future__ import annotations
 
+import uuid
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
@@ -21,11 +23,12 @@ import torch
 
 from ..backend.errors import BadCheckpoint
 from ..backend.wire.messages import ModelRef
-from . import refusals
+from . import host, refusals
 from .branches import WRAPPER_KEY, calc_cond_batch
 from .checkpoint import Checkpoint
 from .evaluate import evaluate_network
 from .families import Family, family_of, unsupported
+from .loras import Lora, from_patches, references
 from .session import Session
 from .tensors import compute_dtype
 from .trajectory import sampler_sample
@@ -34,7 +37,7 @@ _SET_BY_TORCH = ("training",)
 
 
 class Remote:
-    """Where a MODEL's network lives and how it is asked. Shared by all clones of the MODEL."""
+    """Where a MODEL's network lives and how it is asked. Shared by all clones of the MODEL; one with LoRAs has a Remote of its own."""
 
     def __init__(self, session: Session, family: Family, on: ModelRef, dtype: torch.dtype) -> None:
         self.session = session
@@ -42,6 +45,16 @@ class Remote:
         self.on = on
         self.dtype = dtype
         """Compute dtype, as torch calls it."""
+
+    def of(self, patcher: Any) -> Remote:
+        """The same network with the LoRAs of this MODEL, which the daemon is given if it does not have them."""
+        wanted: tuple[Lora, ...] = getattr(patcher, "loras", ())
+        if not wanted:
+            return self
+        with self.session.guarded():
+            client = self.session.ready_client()
+            refs = references(wanted, lambda data: client.store(data, host.raise_if_interrupted))
+        return Remote(self.session, self.family, replace(self.on, loras=refs), self.dtype)
 
 
 class RemoteNetwork(torch.nn.Module):
@@ -111,7 +124,7 @@ class RemoteNetwork(torch.nn.Module):
         if patcher is not None:
             refusals.check_patcher(patcher)
         values = dict(zip(self.remote.family.arguments, args, strict=False)) | kwargs
-        return evaluate_network(self.remote, x, timestep, values)
+        return evaluate_network(self.remote.of(patcher), x, timestep, values)
 
 
 class RemoteModel:
@@ -129,9 +142,34 @@ class RemoteModel:
 class RemotePatcher(comfy.model_patcher.ModelPatcher):  # type: ignore[misc]
     """ComfyUI's plain ModelPatcher (never the dynamic one: there is nothing to page in) that refuses what needs weights."""
 
-    def add_patches(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """LoRA loaders and merges end here, also when none of their keys fits."""
-        raise refusals.weight_patches()
+    loras: tuple[Lora, ...] = ()
+    """In the order in which they are applied."""
+
+    def clone(self, *args: Any, **kwargs: Any) -> RemotePatcher:
+        """A MODEL of its own, with the same LoRAs."""
+        copy: RemotePatcher = super().clone(*args, **kwargs)
+        copy.loras = self.loras
+        return copy
+
+    def with_lora(self, lora: Lora) -> RemotePatcher:
+        """A clone with one LoRA more."""
+        copy = self.clone()
+        copy.loras = (*self.loras, lora)
+        copy.patches_uuid = uuid.uuid4()
+        return copy
+
+    def add_patches(
+        self, patches: dict[Any, Any], strength_patch: float = 1.0, strength_model: float = 1.0
+    ) -> list[Any]:
+        """LoRA loaders end here; keys of other models (a text encoder's) are passed over, as ComfyUI does. Merges end here too."""
+        if strength_model != 1.0:
+            raise refusals.weight_patches()
+        names = self.model.state_dict()
+        ours = {key: patch for key, patch in patches.items() if (key[0] if isinstance(key, tuple) else key) in names}
+        if ours and strength_patch != 0.0:
+            self.loras = (*self.loras, from_patches(ours, float(strength_patch)))
+            self.patches_uuid = uuid.uuid4()
+        return list(ours)
 
     def add_object_patch(self, name: str, value: Any) -> None:
         """Objects outside the network may be replaced; a compiled network is left out, because there is nothing here to compile."""

@@ -36,7 +36,7 @@ def sampler_sample(
         UnsupportedInput: something attached to the run changes the picture from inside the network.
         WrongFamily: the latent belongs to another family.
     """
-    remote: Remote = guider.model_patcher.model.diffusion_model.remote
+    remote: Remote = guider.model_patcher.model.diffusion_model.remote.of(guider.model_patcher)
     model_options = extra_args["model_options"]
     notes = refusals.skip_speed_only((model_options, guider.model_options), guider.model_patcher)
     refusals.check_patcher(guider.model_patcher)

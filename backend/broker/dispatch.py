@@ -94,10 +94,7 @@ class Dispatch:
             forget=forget,
             sample=job.request if isinstance(job.request, Sample) else None,
             evaluate=job.request if isinstance(job.request, Evaluate) else None,
-            loras=tuple(
-                LoraFile(path=file.path, fingerprint=file.fingerprint, strength=asked.strength)
-                for file, asked in zip(job.model.loras, job.on.loras, strict=True)
-            ),
+            loras=_lora_files(job),
         )
         if self._give(job, message, tensors):
             core.group.asked(now_s)
@@ -295,9 +292,17 @@ def _died(cause: str, *, comes_back: bool) -> WorkerDied:
     )
 
 
+def _lora_files(job: Job) -> tuple[LoraFile, ...] | None:
+    files = tuple(
+        LoraFile(path=file.path, fingerprint=file.fingerprint, strength=asked.strength)
+        for file, asked in zip(job.model.loras, job.on.loras or (), strict=True)
+    )
+    return files or None
+
+
 def _reported(code: str, message: str, job: Job) -> TuttiError:
     """A rank's error as the client may see it: with a code we know, and without any file's path."""
     text = message.replace(job.model.path, job.on.model)
-    for file, asked in zip(job.model.loras, job.on.loras, strict=True):
+    for file, asked in zip(job.model.loras, job.on.loras or (), strict=True):
         text = text.replace(file.path, asked.name)
     return from_wire(code if code in ERRORS_BY_CODE else InternalError.code, text)

@@ -192,7 +192,7 @@ def _wanted_by(event: Arrived) -> Wanted | None:
     """What has to be looked up for this message: the model and LoRAs of a Sample, or of an Evaluate's first turn."""
     message = event.received.message if isinstance(event, ClientSent) else None
     if isinstance(message, Sample) or (isinstance(message, Evaluate) and message.turn == 0):
-        return (message.on.model, *(lora.name for lora in message.on.loras))
+        return (message.on.model, *(lora.name for lora in message.on.loras or ()))
     return None
 
 

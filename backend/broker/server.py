@@ -14,7 +14,7 @@ import zmq
 from ..errors import AuthFailed, InternalError, RemoteProtocolError, RequestRefused, TuttiError
 from ..wire import codec
 from ..wire.digest import content_digest, job_digest
-from ..wire.messages import Described, Evaluated, Failed, Pong, RankHello, Result
+from ..wire.messages import Described, Evaluated, Failed, Pong, RankHello, Result, Stored
 from .actions import (
     Action,
     DescribeModel,
@@ -28,6 +28,7 @@ from .actions import (
     RestartGroup,
     SendClient,
     SendRanks,
+    StorePiece,
 )  # fmt: skip
 from .auth import Gate, ZapHandler
 from .background import Background
@@ -53,6 +54,7 @@ from .lookups import LookUp, Lookups, Refusal, Step
 from .previews import PreviewSlots
 from .sockets import OUTBOX_RETRY_S, ClientSocket, RankSocket
 from .state import Broker
+from .store import FileStore
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +101,7 @@ class Server:
     """A daemon's main loop."""
 
     def __init__(
-        self, *, broker: Broker, clients: ClientSocket, ranks: RankSocket, zap: ZapHandler, gate: Gate, catalog: Catalog,
+        self, *, broker: Broker, clients: ClientSocket, ranks: RankSocket, zap: ZapHandler, gate: Gate, catalog: Catalog, store: FileStore,
         ledger: Ledger, group: GroupRunner, on_ready: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self._broker = broker
@@ -108,6 +110,7 @@ class Server:
         self._zap = zap
         self._gate = gate
         self._catalog = catalog
+        self._store = store
         self._ledger = ledger
         self._group = group
         self._on_ready = on_ready
@@ -328,6 +331,8 @@ class Server:
                 self._hashing.ask(functools.partial(self._digest, action))
             case DescribeModel():
                 self._describing.ask(functools.partial(self._describe, action))
+            case StorePiece():
+                self._describing.ask(functools.partial(self._store_piece, action))
             case RestartGroup():
                 log.error("restarting the worker group: %s", action.cause)
                 self._group_events(self._group.restart(action.cause, time.monotonic()))
@@ -355,6 +360,23 @@ class Server:
         except Exception as problem:
             error = _told(problem)
             frames = codec.encode(Failed(code=error.code, message=error.message, request=action.request))
+
+        def answer() -> None:
+            self._send(action.peer, frames)
+            self._take(DescribeAnswered(peer=action.peer, user=action.user))
+
+        return answer
+
+    def _store_piece(self, action: StorePiece) -> Callable[[], None]:
+        """On the helper thread."""
+        asked = action.message
+        try:
+            data = None if action.data is None else action.data.data
+            have = self._store.put(asked.digest, asked.size_bytes, asked.offset, data)
+            frames = codec.encode(Stored(request=asked.request, digest=asked.digest, have_bytes=have))
+        except Exception as problem:
+            error = _told(problem)
+            frames = codec.encode(Failed(code=error.code, message=error.message, request=asked.request))
 
         def answer() -> None:
             self._send(action.peer, frames)

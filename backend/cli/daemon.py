@@ -27,6 +27,7 @@ from ..broker.server import Server
 from ..broker.settings import BrokerSettings
 from ..broker.sockets import IO_THREADS, ClientSocket, RankSocket
 from ..broker.state import Broker
+from ..broker.store import FileStore
 from ..supervisor.incarnation import GroupSettings
 from ..supervisor.runtime_dir import make_runtime_dir
 from ..supervisor.supervisor import Supervisor
@@ -104,7 +105,8 @@ class Daemon:
         ranks.bind(group.rank_endpoint)
         server = Server(
             broker=Broker(self._broker_settings(), time.monotonic()), clients=clients, ranks=ranks, zap=zap, gate=gate,
-            catalog=self.catalog, ledger=MemoryLedger(), group=Supervisor(group), on_ready=self._ready,
+            catalog=self.catalog, store=FileStore(settings.state_dir / STORED), ledger=MemoryLedger(), group=Supervisor(group),
+            on_ready=self._ready,
         )  # fmt: skip
         stack.callback(server.close)
         stack.enter_context(self._connection_file(key, local, local_socket))

@@ -66,3 +66,6 @@ BRANCHES: Final = 8
 
 LORAS: Final = 64
 """Most LoRAs of one job."""
+
+STORED_BYTES: Final = 8 * 1024**3
+"""Largest file that a client may store in pieces."""

@@ -18,6 +18,7 @@ from .limits import (
     LORAS,
     MANIFEST_NUMBERS,
     NAME_LENGTH,
+    STORED_BYTES,
     TENSOR_FRAMES,
     TEXT_LENGTH,
 )
@@ -160,6 +161,30 @@ class Status:
     restarts: int = field(metadata=_COUNT)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store:
+    """C -> B. A piece of a file that the client has only in memory, a LoRA that ComfyUI has read: safetensors, named by its bytes.
+
+    Tensor: ``bytes`` U8 [n]; absent, it asks how much is there. Pieces come in order; a piece that does not begin where the file ends
+    is not taken. The digest is the 128-bit BLAKE2b of the whole file; the broker checks it when the last byte is there.
+    """
+
+    request: int = field(metadata=_COUNT)
+    digest: str = field(metadata=_ID)
+    size_bytes: int = field(metadata=bounded(low=1, high=STORED_BYTES))
+    """Of the whole file."""
+    offset: int = field(default=0, metadata=_COUNT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """B -> C. Answers Store: how much of the file is there. All of it: jobs may name ``stored/<digest>.safetensors``."""
+
+    request: int = field(metadata=_COUNT)
+    digest: str = field(metadata=_ID)
+    have_bytes: int = field(metadata=_COUNT)
+
+
 # --- Client and broker: jobs ------------------------------------------------------------------------------------------
 
 
@@ -185,8 +210,8 @@ class ModelRef:
     """Compute dtype."""
     plan: str = field(default="", metadata=bounded(length=64, pattern=r"[a-z0-9=,]*"))
     """``ulysses=2,ring=1``; empty leaves it to the daemon."""
-    loras: tuple[LoraRef, ...] = field(default=(), metadata=bounded(items=LORAS))
-    """In the order in which they are applied."""
+    loras: tuple[LoraRef, ...] | None = field(default=None, metadata=bounded(items=LORAS))
+    """In the order in which they are applied; absent where there are none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -397,7 +422,7 @@ class Prepare:
     """Trajectories whose state every rank drops now."""
     sample: Sample | None = None
     evaluate: Evaluate | None = None
-    loras: tuple[LoraFile, ...] = field(default=(), metadata=bounded(items=LORAS))
+    loras: tuple[LoraFile, ...] | None = field(default=None, metadata=bounded(items=LORAS))
     """Those of the job, in its order."""
 
 
@@ -456,7 +481,7 @@ class Done:
 MESSAGES: dict[str, type[Any]] = {
     cls.__name__: cls
     for cls in (
-        Hello, Welcome, Ping, Pong, Describe, Described, StatusRequest, Status,
+        Hello, Welcome, Ping, Pong, Describe, Described, StatusRequest, Status, Store, Stored,
         Sample, Upload, Evaluate, Release, Cancel, Accepted, Progress, Preview, Result, Evaluated, Ended, Failed,
         RankHello, Prepare, Prepared, Refused, Go, Repeat, Abort, Done,
     )
@@ -464,7 +489,7 @@ MESSAGES: dict[str, type[Any]] = {
 """Name on the wire -> class."""
 
 Message = (
-    Hello | Welcome | Ping | Pong | Describe | Described | StatusRequest | Status
+    Hello | Welcome | Ping | Pong | Describe | Described | StatusRequest | Status | Store | Stored
     | Sample | Upload | Evaluate | Release | Cancel | Accepted | Progress | Preview | Result | Evaluated | Ended | Failed
     | RankHello | Prepare | Prepared | Refused | Go | Repeat | Abort | Done
 )  # fmt: skip

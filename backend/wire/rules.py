@@ -25,6 +25,7 @@ from .messages import (
     Repeat,
     Result,
     Sample,
+    Store,
     Upload,
 )
 from .schema import SchemaError
@@ -127,6 +128,21 @@ def _upload(message: Upload, parts: Parts) -> None:
         raise SchemaError("an Upload without tensors")
 
 
+def _store(message: Store, parts: Parts) -> None:
+    if "bytes" in parts:
+        (size,) = _row(parts, "bytes", frozenset({"U8"}))
+        if message.offset + size > message.size_bytes:
+            raise SchemaError(f"{size} bytes at {message.offset} of a file of {message.size_bytes}", "bytes")
+    _only(parts, ("bytes",))
+
+
+def _row(parts: Parts, name: str, dtypes: frozenset[str]) -> tuple[int, ...]:
+    shape = _need(parts, name, dtypes)
+    if len(shape) != 1 or shape[0] < 1:
+        raise SchemaError(f"{shape} is not a row", name)
+    return shape
+
+
 def _preview(message: Preview, parts: Parts) -> None:
     _latent(parts, "x0", _BF16)
     _only(parts, ("x0",))
@@ -192,6 +208,7 @@ def _only(parts: Parts, known: Collection[str], prefix: tuple[str, ...] = ()) ->
 _RULES: Final[dict[type, Callable[[Any, Parts], None]]] = {
     Sample: _sample,
     Upload: _upload,
+    Store: _store,
     Evaluate: _evaluate,
     Evaluated: _evaluated,
     Preview: _preview,

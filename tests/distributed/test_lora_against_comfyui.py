@@ -12,7 +12,7 @@ from torch import Tensor
 from tutti.backend.models.checkpoint import open_checkpoint
 from tutti.backend.models.families.flux import Flux, FluxGeometry
 from tutti.backend.models.lora.read import read_lora, targets_of
-from tutti.backend.models.lora.variant import Variant, merged_weights
+from tutti.backend.models.lora.variant import Variant, merged_weights, original_weights
 from tutti.backend.models.registry import load_model
 
 from tests.support import loras
@@ -50,8 +50,9 @@ def patched_velocity(tiny: Path, files: Sequence[tuple[Path, float]]) -> tuple[T
     targets = targets_of(flux, GEOMETRY)
     patches = [patch for file, s in files for patch in read_lora(load_file(file), targets, strength=s)]
     x, timestep, conditioning = CALL.tensors()
-    variant = Variant(model.adapter.network, flux.sources(checkpoint, GEOMETRY))  # type: ignore[attr-defined]
-    variant.apply(merged_weights(checkpoint, lambda name: name, patches, torch.float32), torch.device("cpu"))
+    variant = Variant(model.adapter.network, flux.key_map(GEOMETRY).source)  # type: ignore[attr-defined]
+    original = original_weights(flux, GEOMETRY, checkpoint)
+    variant.apply(merged_weights(original, patches, torch.float32), torch.device("cpu"))
     changed = model.adapter.velocity(x, timestep, conditioning, {})
     variant.remove()
     return changed, model.adapter.velocity(x, timestep, conditioning, {})

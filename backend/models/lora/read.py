@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -39,6 +40,8 @@ _PARTS: Final[Mapping[str, tuple[str, str]]] = {
 _SHARED: Final = {".alpha": "alpha", ".dora_scale": "dora_scale"}
 _NEEDED: Final = {"lora": ("up", "down"), "loha": ("w1_a", "w1_b", "w2_a", "w2_b"), "lokr": ()}
 _NAMED: Final = 6
+_ROWS: Final = re.compile(r"(\d{1,9}):(\d{1,9})\]")
+_SWAPPED: Final = "swapped]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,12 +87,16 @@ def read_lora(tensors: Mapping[str, Tensor], targets: Mapping[str, Target], *, s
     """
     layers: dict[str, dict[str, dict[str, Tensor]]] = {}
     alphas: dict[str, float] = {}
+    found: dict[str, Target] = {}
     unknown: list[str] = []
     for key, tensor in tensors.items():
         layer, kind, part = _taken_apart(key)
-        if layer is None or layer not in targets:
+        target = _target(layer, targets)
+        if target is None:
             unknown.append(key)
-        elif part == "alpha":
+            continue
+        found[layer] = target
+        if part == "alpha":
             alphas[layer] = float(tensor)
         else:
             layers.setdefault(layer, {}).setdefault(kind, {})[part] = tensor
@@ -97,19 +104,31 @@ def read_lora(tensors: Mapping[str, Tensor], targets: Mapping[str, Target], *, s
     return [
         patch
         for layer, kinds in layers.items()
-        for patch in _patches(layer, kinds, alphas.get(layer), targets[layer], strength)
+        for patch in _patches(layer, kinds, alphas.get(layer), found[layer], strength)
     ]
 
 
-def _taken_apart(key: str) -> tuple[str | None, str, str]:
-    """(layer, kind, part) of a key; no layer for one that no trainer writes."""
+def _target(layer: str, targets: Mapping[str, Target]) -> Target | None:
+    """Where a layer's name leads. ``layer[0:256]`` and ``layer[swapped]`` are parts of one: what ComfyUI's own patches say."""
+    whole, *marks = layer.split("[")
+    target = targets.get(whole)
+    for mark in marks:
+        rows = _ROWS.fullmatch(mark)
+        if target is None or (rows is None and mark != _SWAPPED):
+            return None
+        target = replace(target, rows=(int(rows[1]), int(rows[2]))) if rows else replace(target, swap_halves=True)
+    return target
+
+
+def _taken_apart(key: str) -> tuple[str, str, str]:
+    """(layer, kind, part) of a key; an empty layer for one that no trainer writes."""
     for ending, (kind, part) in _PARTS.items():
         if key.endswith(ending):
             return key.removesuffix(ending), kind, part
     for ending, part in _SHARED.items():
         if key.endswith(ending):
             return key.removesuffix(ending), "shared", part
-    return None, "", ""
+    return "", "", ""
 
 
 def _refuse_unknown(unknown: list[str], count: int) -> None:

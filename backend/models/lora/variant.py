@@ -12,16 +12,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint, Source
+from ..family import Family
+from ..keys import respelled
 from ..packed import PackedLinear
 from .adapters import Patch, patched
 
 
 def merged_weights(
-    checkpoint: Checkpoint, named: Callable[[str], str], patches: Iterable[Patch], dtype: torch.dtype
+    original: Callable[[str], Tensor], patches: Iterable[Patch], dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """The changed weights by their original names: computed in float32 from the file's own, then rounded to ``dtype``.
+    """The changed weights by their original names: computed in float32, then rounded to ``dtype``.
 
-    ``named`` gives the file's spelling of an original name.
+    ``original`` gives the weight of an original name as float32.
 
     Raises:
         BadCheckpoint: an adapter does not fit its weight.
@@ -29,10 +31,26 @@ def merged_weights(
     by_weight: dict[str, list[Patch]] = {}
     for patch in patches:
         by_weight.setdefault(patch.weight, []).append(patch)
-    return {
-        name: patched(checkpoint.load(named(name), None, torch.float32), of_weight).to(dtype)
-        for name, of_weight in by_weight.items()
-    }
+    return {name: patched(original(name), of_weight).to(dtype) for name, of_weight in by_weight.items()}
+
+
+def original_weights(family: Family[Any], geometry: Any, checkpoint: Checkpoint) -> Callable[[str], Tensor]:
+    """Reads a weight by its original name, float32, from a file in either naming: diffusers' keeps apart what the original fuses."""
+    if family.is_original(checkpoint) or not family.original_marks:
+        return lambda name: checkpoint.load(respelled(checkpoint, name, family.spellings), None, torch.float32)
+    parts: dict[str, list[tuple[int, str, bool]]] = {}
+    for parameter in family.empty_network(geometry).state_dict():
+        source = family.key_map(geometry).source(parameter)
+        parts.setdefault(source.name, []).append((source.rows[0] if source.rows else 0, parameter, source.swap_halves))
+
+    def fused(name: str) -> Tensor:
+        pieces = []
+        for _, parameter, swapped in sorted(parts[name]):
+            piece = checkpoint.load(parameter, None, torch.float32)
+            pieces.append(torch.cat(piece.chunk(2)[::-1]) if swapped else piece)
+        return torch.cat(pieces)
+
+    return fused
 
 
 def shared_weights(path: Path, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from ...errors import BadCheckpoint
-from ..checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, Source
 from ..family import TransformerAdapter
-from ..keys import respelled
 from .adapters import Patch
 from .read import Target, read_lora, targets_of
-from .variant import Variant, merged_weights, shared_weights
+from .variant import Variant, merged_weights, original_weights, shared_weights
 
 KEPT: Final = 4
 """Sets whose changed weights stay mapped, so that turns may alternate between them."""
@@ -78,20 +77,21 @@ class Variants:
     @cached_property
     def _variant(self) -> Variant:
         family, adapter = self._adapter.family, self._adapter
-        return Variant(adapter.network, family.key_map(adapter.geometry).source)
+        return Variant(adapter.network, family.key_map(adapter.geometry).source if family.original_marks else Source)
 
     @cached_property
     def _targets(self) -> dict[str, Target]:
         return targets_of(self._adapter.family, self._adapter.geometry)
 
+    @cached_property
+    def _original(self) -> Callable[[str], Tensor]:
+        return original_weights(self._adapter.family, self._adapter.geometry, self._checkpoint)
+
     def _merged(self, loras: Sequence[Lora]) -> dict[str, Tensor]:
         patches: list[Patch] = []
         for lora in loras:
             patches += read_lora(_tensors(lora.path), self._targets, strength=lora.strength)
-        spellings: Any = self._adapter.family.spellings
-        return merged_weights(
-            self._checkpoint, lambda name: respelled(self._checkpoint, name, spellings), patches, self._adapter.dtype
-        )
+        return merged_weights(self._original, patches, self._adapter.dtype)
 
     def _drop_old(self) -> None:
         while len(self._sets) > KEPT:

@@ -15,7 +15,7 @@ from tutti.backend.models.checkpoint import open_checkpoint
 from tutti.backend.models.families.flux import Flux, FluxGeometry
 from tutti.backend.models.lora.adapters import Adapter, Patch, patched
 from tutti.backend.models.lora.read import Target, read_lora, targets_of
-from tutti.backend.models.lora.variant import Variant, merged_weights, shared_weights
+from tutti.backend.models.lora.variant import Variant, merged_weights, original_weights, shared_weights
 from tutti.backend.models.registry import load_model
 
 from tests.support import loras, quantised
@@ -31,6 +31,10 @@ LAYER = "diffusion_model.double_blocks.0.img_attn.qkv"
 @pytest.fixture(scope="module")
 def targets() -> dict[str, Target]:
     return targets_of(Flux(), GEOMETRY)
+
+
+def original(path: Path) -> Callable[[str], Tensor]:
+    return original_weights(Flux(), GEOMETRY, open_checkpoint(path))
 
 
 def some_lora(layer: str = LAYER, rows: int = 768, columns: int = 256) -> dict[str, Tensor]:
@@ -66,7 +70,7 @@ def test_a_lora_of_another_width_is_refused_by_its_weight(targets: dict[str, Tar
     write_tiny_flux(tmp_path / "tiny.safetensors", hidden=256, depth=1, depth_single=1)
     patches = read_lora(some_lora(rows=1536), targets, strength=1.0)
     with pytest.raises(BadCheckpoint, match=r"it changes double_blocks\.0\.img_attn\.qkv\.weight"):
-        merged_weights(open_checkpoint(tmp_path / "tiny.safetensors"), str, patches, torch.float32)
+        merged_weights(original(tmp_path / "tiny.safetensors"), patches, torch.float32)
 
 
 def test_patches_are_applied_in_order_and_leave_the_original_alone() -> None:
@@ -94,15 +98,15 @@ def test_what_is_taken_out_leaves_the_very_same_weights(
     if stored == "packed":
         quantised.write_gguf(tmp_path / "tiny.gguf", load_file(path), "Q8_0")
         path = tmp_path / "tiny.gguf"
-    flux, checkpoint = Flux(), open_checkpoint(path)
+    flux = Flux()
     model = load_model(path, dtype=torch.float32, device=CPU, progress=lambda _: None)
     network = model.adapter.network  # type: ignore[attr-defined]
     parameters = dict(network.named_parameters())
     to_q = network.transformer_blocks[0].attn.to_q
     before = to_q.weight.clone()
     patches = read_lora(loras.formats(GEOMETRY)["kohya"], targets, strength=1.0)
-    variant = Variant(network, flux.sources(checkpoint, GEOMETRY))
-    variant.apply(merged_weights(checkpoint, str, patches, torch.float32), CPU)
+    variant = Variant(network, flux.key_map(GEOMETRY).source)
+    variant.apply(merged_weights(original(path), patches, torch.float32), CPU)
     x = torch.randn(1, 256)
     changed = to_q(x) - torch.nn.functional.linear(x, before, to_q.bias)
     assert float(changed.abs().max()) > 0.01
@@ -111,6 +115,25 @@ def test_what_is_taken_out_leaves_the_very_same_weights(
     assert {name: id(parameter) for name, parameter in network.named_parameters()} == {
         name: id(parameter) for name, parameter in parameters.items()
     }, "the same parameters: nothing compiled is compiled again"
+
+
+def test_a_file_in_diffusers_naming_has_the_same_original_weights(tmp_path: Path) -> None:
+    for name, format in (("one", "bfl"), ("other", "diffusers")):
+        write_tiny_flux(tmp_path / f"{name}.safetensors", hidden=256, depth=1, depth_single=1, format=format)  # type: ignore[arg-type]
+    one, other = original(tmp_path / "one.safetensors"), original(tmp_path / "other.safetensors")
+    for name in ("single_blocks.0.linear1.weight", "final_layer.adaLN_modulation.1.weight", "img_in.bias"):
+        assert torch.equal(one(name), other(name))
+
+
+def test_a_part_of_a_weight_is_named_in_brackets(targets: dict[str, Target]) -> None:
+    tensors = some_lora(f"{LAYER}[256:512]", rows=256)
+    (patch,) = read_lora(tensors, targets, strength=1.0)
+    assert (patch.weight, patch.rows, patch.swap_halves) == ("double_blocks.0.img_attn.qkv.weight", (256, 512), False)
+    (patch,) = read_lora(some_lora(f"{LAYER}[swapped]"), targets, strength=1.0)
+    assert (patch.rows, patch.swap_halves) == (None, True)
+    for odd in ("[1:2", "[x]", "[256:512][odd]"):
+        with pytest.raises(BadCheckpoint, match="none of its 2 keys fits"):
+            read_lora(some_lora(f"{LAYER}{odd}"), targets, strength=1.0)
 
 
 def test_ranks_of_one_host_compute_changed_weights_once(tmp_path: Path) -> None:
