@@ -37,10 +37,10 @@ _COMPILE_OPTION: Final = "torch_compile_kwargs"
 
 
 def weight_patches() -> UnsupportedInput:
-    """For LoRAs, merges and everything else that changes weights."""
+    """For merges and everything else that changes weights and is no LoRA."""
     return UnsupportedInput(
         "Remove the node that changes this MODEL's weights (LoRA, merge, ...), or load a file that has the change merged into it: "
-        "the weights are in the daemon, and Tutti does not apply LoRAs yet."
+        "the weights are in the daemon, where only LoRAs and their relatives are applied."
     )
 
 
@@ -74,7 +74,7 @@ def reaches_in(name: str) -> UnsupportedInput:
     """For reading a module of the network."""
     return UnsupportedInput(
         f"Remove the node that reaches into the network, such as a LoRA in bypass mode (it asked for {name!r}): the network of a Tutti "
-        "MODEL is in the daemon, and Tutti does not apply LoRAs yet."
+        "MODEL is in the daemon. Use Load LoRA or Tutti Load LoRA without bypass."
     )
 
 
