@@ -53,7 +53,9 @@ def drawn_scenes(prompts: Sequence[Prompt]) -> Tensor:
 
 def reconstruction_figure(ceiling: Shown, drawn: Tensor) -> Figure:
     """How well the autoencoder gives scenes back that it never saw."""
-    return Figure(case=DRAWN, metric=RECONSTRUCTION, spread=Spread.of(psnr_db(ceiling.pictures, drawn).tolist()), unit="dB")
+    return Figure(
+        case=DRAWN, metric=RECONSTRUCTION, spread=Spread.of(psnr_db(ceiling.pictures, drawn).tolist()), unit="dB"
+    )
 
 
 def accuracy_figures(shown: Shown, prompts: Sequence[Prompt]) -> list[Figure]:
