@@ -25,7 +25,7 @@ from ...backend.setup.folders import data_folder
 from .autoencoder import psnr_db, to_input, train_autoencoder
 from .export import write_assets
 from .flow import new_transformer, train_flow
-from .latents import Latents, make_latents
+from .latents import make_latents
 from .scenes import draw, random_scene
 
 Curves = dict[str, list[tuple[int, float]]]
@@ -41,15 +41,15 @@ class Recipe:
     """Scenes on which the autoencoder is judged."""
     scenes: int = 12_000
     """Of 128 x 128."""
-    larger: tuple[tuple[int, int, int], ...] = ((192, 128, 400), (128, 192, 400), (192, 192, 400), (256, 256, 400))
+    larger: tuple[tuple[int, int, int], ...] = ((192, 128, 1500), (128, 192, 1500), (192, 192, 1500), (256, 256, 1500))
     """(width, height, scenes)"""
     tokens: int = 2048
     """Image tokens in a batch."""
     small_steps: int = 5000
-    larger_steps: int = 200
-    guidance_steps: int = 150
+    larger_steps: int = 3500
+    guidance_steps: int = 700
     compiled: bool = True
-    """Of the first phase only: compiling for every further size takes longer than its few steps."""
+    """Of the first phase only, which has one size: every further one would be compiled anew."""
 
 
 SHORT: Final = Recipe(
@@ -84,15 +84,15 @@ def _train_transformer(recipe: Recipe, autoencoder: Any, work: Path, curves: Cur
         "flow", new_transformer(), [small], work, steps=recipe.small_steps, tokens=recipe.tokens, rate=1.0, compiled=recipe.compiled
     )  # fmt: skip
     larger = [make_latents(autoencoder, work, width=w, height=h, count=count) for w, h, count in recipe.larger]
-    every = [Latents(small.latents[: recipe.scenes // 8], small.captions[: recipe.scenes // 8]), *larger]
+    every = [small, *larger]
     network.requires_grad_(True)
     network, curves["flow, sizes"] = train_flow(
-        "sizes", network, every, work, steps=recipe.larger_steps, tokens=recipe.tokens, rate=0.4, compiled=False
+        "sizes", network, every, work, steps=recipe.larger_steps, tokens=recipe.tokens, rate=0.5, compiled=False
     )  # fmt: skip
     student = new_transformer()
     student.load_state_dict(network.state_dict())
     network, curves["guidance"] = train_flow(
-        "guidance", student, every, work, steps=recipe.guidance_steps, tokens=recipe.tokens, rate=0.3, compiled=False, teacher=network
+        "guidance", student, every, work, steps=recipe.guidance_steps, tokens=recipe.tokens, rate=0.5, compiled=False, teacher=network
     )  # fmt: skip
     return network
 
