@@ -42,7 +42,8 @@ def main() -> None:
             name = line.strip()
             network = networks[checkpoints[name]]
             started = time.perf_counter()
-            velocities[name] = network(**calls[name])
+            (x, timestep), named = calls[name]
+            velocities[name] = network(x, timestep, **named)
             print(time.perf_counter() - started, file=answers, flush=True)
     save_file({name: v.float().contiguous() for name, v in velocities.items()}, folder / "velocities.safetensors")
 
@@ -65,8 +66,10 @@ def load(path: str, unet_config: dict[str, Any], dtype: Any) -> Any:
         comfy.model_detection.detect_unet_config = detect
 
 
-def arguments(case: dict[str, Any], inputs: dict[str, Any], dtype: Any) -> dict[str, Any]:
+def arguments(case: dict[str, Any], inputs: dict[str, Any], dtype: Any) -> tuple[tuple[Any, Any], dict[str, Any]]:
     """What ComfyUI's model base would hand to the network: everything in the compute dtype, but integers and the timestep.
+
+    x and timestep go by position, as there: networks call them differently.
 
     A list (reference latents) is repeated to the batch, as ComfyUI's conditioning does.
     """
@@ -86,7 +89,7 @@ def arguments(case: dict[str, Any], inputs: dict[str, Any], dtype: Any) -> dict[
         for argument, parts in case["arguments"].items()
     }
     timestep = inputs[f"{case['name']}/timestep"]
-    return {"x": x, "timestep": timestep, **named, **case["options"], "transformer_options": {}}
+    return (x, timestep), {**named, **case["options"], "transformer_options": {}}
 
 
 if __name__ == "__main__":

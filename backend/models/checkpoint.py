@@ -7,7 +7,7 @@ Messages name tensors, never paths: they cross the wire.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,10 @@ class Checkpoint:
         return Checkpoint(
             self._file, {name[len(prefix) :]: full for name, full in self._names.items() if name.startswith(prefix)}
         )
+
+    def without(self, names: Collection[str]) -> Checkpoint:
+        """The same tensors but for some that may be there or not."""
+        return Checkpoint(self._file, {name: full for name, full in self._names.items() if name not in names})
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

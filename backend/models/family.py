@@ -72,6 +72,8 @@ class Family(ABC, Generic[Geometry]):
     """How names begin that this family lacks and its relatives have."""
     spellings: ClassVar[Mapping[str, str]] = {}
     """Ends of original names -> other ends for the same."""
+    unread: ClassVar[tuple[str, ...]] = ()
+    """Tensors that published files have and that no network of this family reads: they may be there."""
     splits: ClassVar[Sequence[Split | SplitOutput]]
     """What is cut along its tokens."""
     gather: ClassVar[Gather]
@@ -143,7 +145,9 @@ class Family(ABC, Generic[Geometry]):
         geometry = self.geometry_of(checkpoint)
         network = self.empty_network(geometry)
         find = self.sources(checkpoint, geometry)
-        state = assemble(checkpoint, network.state_dict(), find, dtype=dtype, device=device, progress=progress)
+        state = assemble(
+            checkpoint.without(self.unread), network.state_dict(), find, dtype=dtype, device=device, progress=progress
+        )
         network.load_state_dict(state, strict=True, assign=True)
         if stray := [
             name for name, tensor in (*network.named_parameters(), *network.named_buffers()) if tensor.is_meta

@@ -14,9 +14,10 @@ from .adapter import Adapter
 from .checkpoint import PREFIXES, Checkpoint, open_checkpoint
 from .families.flux import Flux
 from .families.wan import Wan
+from .families.z_image import ZImage
 from .family import Family
 
-FAMILIES: tuple[Family[Any], ...] = (Flux(), Wan())
+FAMILIES: tuple[Family[Any], ...] = (Flux(), Wan(), ZImage())
 """The first one that recognises a file gets it: a narrower family comes first."""
 
 

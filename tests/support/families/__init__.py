@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from tutti.backend.models.families.wan import Wan
+from tutti.backend.models.families.z_image import ZImage
 from tutti.backend.models.family import Family
 
 from tests.support.family_parity import FamilyRow
 
-from . import wan
+from . import wan, z_image
 
 ROWS: Final[Mapping[str, tuple[Family[Any], Sequence[FamilyRow]]]] = {
     "wan": (Wan(), wan.ROWS),
+    "z_image": (ZImage(), z_image.ROWS),
 }
 """FLUX.1, the first family, has a test module of its own."""
