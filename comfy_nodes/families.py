@@ -29,7 +29,7 @@ class Family:
     options: frozenset[str]
     """Keys in ``model_conds`` that hold a plain value; they keep their name."""
     arguments: tuple[str, ...]
-    """What the network's forward takes after ``x`` and ``timestep``, in ComfyUI's order: wrappers index into it."""
+    """What the network's forward takes by position after ``x`` and ``timestep``, in ComfyUI's order: wrappers index into it."""
     advice: str
     """What to use instead of a latent that does not fit."""
     consumed: frozenset[str] = frozenset()
@@ -76,7 +76,20 @@ SD3: Final = Family(
     advice="an Empty SD3 Latent Image, or a VAE Encode with the VAE of Stable Diffusion 3",
 )
 
-FAMILIES: Final[tuple[Family, ...]] = (FLUX, WAN, SD3)
+# Its class in comfy.model_base is Lumina 2's too; Omni's inputs (ref_latents, ref_contexts, siglip_feats) and NewBie's (clip_text_pooled) are
+# not listed, and so refused. The network reads neither attention_mask nor num_tokens, here and there.
+Z_IMAGE: Final = Family(
+    name="z_image",
+    configs=frozenset({"ZImage"}),
+    model_classes=frozenset({"Lumina2"}),
+    tensors={"c_crossattn": "context", "attention_mask": "attention_mask"},
+    lists={},
+    options=frozenset({"num_tokens"}),
+    arguments=("context", "num_tokens", "attention_mask"),
+    advice="an Empty SD3 Latent Image, or a VAE Encode with FLUX's ae.safetensors",
+)
+
+FAMILIES: Final[tuple[Family, ...]] = (FLUX, WAN, SD3, Z_IMAGE)
 
 
 def family_of(config_class: type) -> Family:

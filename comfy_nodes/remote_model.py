@@ -111,12 +111,12 @@ class RemoteNetwork(torch.nn.Module):
     def forward(self, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One call, through the wrappers that other nodes have put around the network, with the arguments in ComfyUI's order."""
         names = self.remote.family.arguments
-        values = {**dict.fromkeys(names), **dict(zip(names, args, strict=False))}
-        values |= {name: kwargs.pop(name) for name in names if name in kwargs}
-        options = values["transformer_options"] = values["transformer_options"] or {}
+        values = {**dict.fromkeys(names), **dict(zip(names, args, strict=False)), **kwargs}
+        options = values["transformer_options"] = values.get("transformer_options") or {}
         wrappers = comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options)
         executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers)
-        answer: torch.Tensor = executor.execute(x, timestep, *(values[name] for name in names), **kwargs)
+        positional = [values.pop(name) for name in names]
+        answer: torch.Tensor = executor.execute(x, timestep, *positional, **values)
         return answer
 
     def _forward(self, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -73,6 +73,10 @@ class Checkpoint:
             {name[len(prefix) :]: entry for name, entry in self._entries.items() if name.startswith(prefix)},
         )
 
+    def without(self, names: Collection[str]) -> Checkpoint:
+        """The same tensors but for some that may be there or not."""
+        return Checkpoint(self._weights, {name: entry for name, entry in self._entries.items() if name not in names})
+
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Map a checkpoint. Raises :class:`BadCheckpoint` for formats that are not read (by name or content) and for damaged files."""

@@ -73,6 +73,8 @@ class Family(ABC, Generic[Geometry]):
     """How names begin that this family lacks and its relatives have."""
     spellings: ClassVar[Mapping[str, str]] = {}
     """Ends of original names -> other ends for the same."""
+    unread: ClassVar[tuple[str, ...]] = ()
+    """Tensors that published files have and that no network of this family reads: they may be there."""
     splits: ClassVar[Sequence[Split | SplitOutput]]
     """What is cut along its tokens."""
     gather: ClassVar[Gather]
@@ -150,7 +152,13 @@ class Family(ABC, Generic[Geometry]):
         find = self.sources(checkpoint, geometry)
         linears = {name for name, module in network.named_modules() if isinstance(module, nn.Linear)}
         weights = assemble(
-            checkpoint, network.state_dict(), find, linears=linears, dtype=dtype, device=device, progress=progress
+            checkpoint.without(self.unread),
+            network.state_dict(),
+            find,
+            linears=linears,
+            dtype=dtype,
+            device=device,
+            progress=progress,
         )
         pack_linears(network, weights.packed)
         network.load_state_dict(weights.state, strict=True, assign=True)

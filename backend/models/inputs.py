@@ -45,7 +45,8 @@ class Choice:
     """An option that names one of several ways. It may have any value where nothing depends on it."""
 
     name: str
-    values: tuple[Option, ...]
+    values: tuple[Option, ...] = ()
+    """Empty: any value, of an option that ComfyUI's network takes and does not read."""
     matters_with: str = ""
     """Prefix of the conditioning without which it says nothing; empty: it always matters."""
     called: str = ""
@@ -184,7 +185,7 @@ class Inputs:
             return
         value = request.options[choice.name]
         matters = any(name.startswith(choice.matters_with) for name in request.conditioning)
-        if matters and value not in choice.values:
+        if matters and choice.values and value not in choice.values:
             *first, last = map(str, choice.values)
             listed = f"{', '.join(first)} or {last}" if first else last
             raise UnsupportedInput(

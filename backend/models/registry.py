@@ -15,11 +15,12 @@ from .checkpoint import PREFIXES, Checkpoint, open_checkpoint
 from .families.flux import Flux
 from .families.sd3 import Sd3
 from .families.wan import Wan
+from .families.z_image import ZImage
 from .family import Family
 from .lora.variants import Variants
 from .packed import packed_bytes
 
-FAMILIES: tuple[Family[Any], ...] = (Flux(), Sd3(), Wan())
+FAMILIES: tuple[Family[Any], ...] = (Flux(), Sd3(), Wan(), ZImage())
 """The first one that recognises a file gets it: a narrower family comes first."""
 
 

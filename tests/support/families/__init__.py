@@ -7,14 +7,16 @@ from typing import Any, Final
 
 from tutti.backend.models.families.sd3 import Sd3
 from tutti.backend.models.families.wan import Wan
+from tutti.backend.models.families.z_image import ZImage
 from tutti.backend.models.family import Family
 
 from tests.support.family_parity import FamilyRow
 
-from . import sd3, wan
+from . import sd3, wan, z_image
 
 ROWS: Final[Mapping[str, tuple[Family[Any], Sequence[FamilyRow]]]] = {
     "wan": (Wan(), wan.ROWS),
     "sd3": (Sd3(), sd3.ROWS),
+    "z_image": (ZImage(), z_image.ROWS),
 }
 """FLUX.1, the first family, has a test module of its own."""
