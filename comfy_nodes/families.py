@@ -89,7 +89,19 @@ Z_IMAGE: Final = Family(
     advice="an Empty SD3 Latent Image, or a VAE Encode with FLUX's ae.safetensors",
 )
 
-FAMILIES: Final[tuple[Family, ...]] = (FLUX, WAN, SD3, Z_IMAGE)
+QWEN_IMAGE: Final = Family(
+    name="qwen_image",
+    configs=frozenset({"QwenImage"}),
+    model_classes=frozenset({"QwenImage"}),
+    tensors={"c_crossattn": "context", "attention_mask": "attention_mask"},
+    lists={"ref_latents": "ref_latents"},
+    options=frozenset({"ref_latents_method"}),
+    arguments=("context", "attention_mask", "ref_latents", "additional_t_cond", "transformer_options"),
+    advice="an Empty SD3 Latent Image (Empty Qwen Image Layered Latent for Layered), or a VAE Encode with the Qwen-Image VAE",
+)
+
+
+FAMILIES: Final[tuple[Family, ...]] = (FLUX, WAN, SD3, Z_IMAGE, QWEN_IMAGE)
 
 
 def family_of(config_class: type) -> Family:

@@ -13,6 +13,7 @@ from ..parallel.mesh import SequenceMesh
 from .adapter import Adapter
 from .checkpoint import PREFIXES, Checkpoint, open_checkpoint
 from .families.flux import Flux
+from .families.qwen_image import QwenImage
 from .families.sd3 import Sd3
 from .families.wan import Wan
 from .families.z_image import ZImage
@@ -20,7 +21,7 @@ from .family import Family
 from .lora.variants import Variants
 from .packed import packed_bytes
 
-FAMILIES: tuple[Family[Any], ...] = (Flux(), Sd3(), Wan(), ZImage())
+FAMILIES: tuple[Family[Any], ...] = (Flux(), Sd3(), Wan(), ZImage(), QwenImage())
 """The first one that recognises a file gets it: a narrower family comes first."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from tutti.backend.models.families.qwen_image import QwenImage
 from tutti.backend.models.families.sd3 import Sd3
 from tutti.backend.models.families.wan import Wan
 from tutti.backend.models.families.z_image import ZImage
@@ -12,11 +13,12 @@ from tutti.backend.models.family import Family
 
 from tests.support.family_parity import FamilyRow
 
-from . import sd3, wan, z_image
+from . import qwen_image, sd3, wan, z_image
 
 ROWS: Final[Mapping[str, tuple[Family[Any], Sequence[FamilyRow]]]] = {
     "wan": (Wan(), wan.ROWS),
     "sd3": (Sd3(), sd3.ROWS),
     "z_image": (ZImage(), z_image.ROWS),
+    "qwen_image": (QwenImage(), qwen_image.ROWS),
 }
 """FLUX.1, the first family, has a test module of its own."""
