@@ -13,6 +13,7 @@ from ..parallel.mesh import SequenceMesh
 from .adapter import Adapter
 from .checkpoint import PREFIXES, Checkpoint, open_checkpoint
 from .families.flux import Flux
+from .families.flux2 import Flux2
 from .families.qwen_image import QwenImage
 from .families.sd3 import Sd3
 from .families.wan import Wan
@@ -21,7 +22,7 @@ from .family import Family
 from .lora.variants import Variants
 from .packed import packed_bytes
 
-FAMILIES: tuple[Family[Any], ...] = (Flux(), Sd3(), Wan(), ZImage(), QwenImage())
+FAMILIES: tuple[Family[Any], ...] = (Flux(), Sd3(), Wan(), ZImage(), QwenImage(), Flux2())
 """The first one that recognises a file gets it: a narrower family comes first."""
 
 

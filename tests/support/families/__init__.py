@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from tutti.backend.models.families.flux2 import Flux2
 from tutti.backend.models.families.qwen_image import QwenImage
 from tutti.backend.models.families.sd3 import Sd3
 from tutti.backend.models.families.wan import Wan
@@ -13,9 +14,10 @@ from tutti.backend.models.family import Family
 
 from tests.support.family_parity import FamilyRow
 
-from . import qwen_image, sd3, wan, z_image
+from . import flux2, qwen_image, sd3, wan, z_image
 
 ROWS: Final[Mapping[str, tuple[Family[Any], Sequence[FamilyRow]]]] = {
+    "flux2": (Flux2(), flux2.ROWS),
     "wan": (Wan(), wan.ROWS),
     "sd3": (Sd3(), sd3.ROWS),
     "z_image": (ZImage(), z_image.ROWS),
