@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from ..backend.errors import UnsupportedFamily
@@ -32,6 +32,8 @@ class Family:
     """What the network's forward takes after ``x`` and ``timestep``, in ComfyUI's order: wrappers index into it."""
     advice: str
     """What to use instead of a latent that does not fit."""
+    idle: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """Key in ``model_conds`` that holds a list of settings -> the values with which one of them changes nothing; any other is refused."""
 
 
 FLUX: Final = Family(
@@ -56,7 +58,26 @@ WAN: Final = Family(
     advice="an Empty Hunyuan Latent Video, or Wan Image To Video",
 )
 
-FAMILIES: Final[tuple[Family, ...]] = (FLUX, WAN)
+LTX_VIDEO: Final = Family(
+    name="ltx_video",
+    configs=frozenset({"LTXV"}),
+    model_class="LTXV",
+    tensors={
+        "c_crossattn": "context",
+        "attention_mask": "attention_mask",
+        "denoise_mask": "denoise_mask",
+        "keyframe_idxs": "keyframe_idxs",
+    },
+    lists={},
+    options=frozenset({"frame_rate"}),
+    # ComfyUI passes what comes after these (denoise_mask) by name.
+    arguments=("context", "attention_mask", "frame_rate", "transformer_options", "keyframe_idxs"),
+    advice="an Empty LTXV Latent Video, or LTXV Img To Video",
+    # Guides at full strength and without a mask of their own are tokens like any others.
+    idle={"guide_attention_entries": {"strength": 1.0, "pixel_mask": None}},
+)
+
+FAMILIES: Final[tuple[Family, ...]] = (FLUX, WAN, LTX_VIDEO)
 
 
 def family_of(config_class: type) -> Family:

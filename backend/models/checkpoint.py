@@ -58,6 +58,11 @@ class Checkpoint:
         """Every tensor's name, without the prefix."""
         return self._names.keys()
 
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the file says beside its tensors. Anybody may have written it: check what is used."""
+        return dict(self._file.metadata() or {})
+
     def __contains__(self, name: str) -> bool:
         return name in self._names
 
