@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from ..backend.errors import UnsupportedFamily
@@ -38,6 +38,8 @@ class Family:
     """Parameters of the network whose shape ComfyUI reads."""
     parts: tuple[str, ...] = ()
     """Other attributes of the network that ComfyUI uses: taken from its own network, built without weights."""
+    idle: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """Key in ``model_conds`` that holds a list of settings -> the values with which one of them changes nothing; any other is refused."""
 
 
 FLUX: Final = Family(
@@ -113,7 +115,27 @@ QWEN_IMAGE: Final = Family(
 )
 
 
-FAMILIES: Final[tuple[Family, ...]] = (FLUX, WAN, SD3, Z_IMAGE, QWEN_IMAGE, FLUX2)
+LTX_VIDEO: Final = Family(
+    name="ltx_video",
+    configs=frozenset({"LTXV"}),
+    model_classes=frozenset({"LTXV"}),
+    tensors={
+        "c_crossattn": "context",
+        "attention_mask": "attention_mask",
+        "denoise_mask": "denoise_mask",
+        "keyframe_idxs": "keyframe_idxs",
+    },
+    lists={},
+    options=frozenset({"frame_rate"}),
+    # ComfyUI passes what comes after these (denoise_mask) by name.
+    arguments=("context", "attention_mask", "frame_rate", "transformer_options", "keyframe_idxs"),
+    advice="an Empty LTXV Latent Video, or LTXV Img To Video",
+    # Guides at full strength and without a mask of their own are tokens like any others.
+    idle={"guide_attention_entries": {"strength": 1.0, "pixel_mask": None}},
+)
+
+
+FAMILIES: Final[tuple[Family, ...]] = (FLUX, WAN, SD3, Z_IMAGE, QWEN_IMAGE, FLUX2, LTX_VIDEO)
 
 
 def family_of(config_class: type) -> Family:

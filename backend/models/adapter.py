@@ -21,7 +21,7 @@ class CallSpec:
     """The latent as the network gets it, concatenated channels included: ``[batch, channels, height, width]`` for images,
     ``[batch, channels, frames, height, width]`` for videos."""
     timestep_shape: tuple[int, ...] = ()
-    """``[batch]``, or ``[batch, frames]`` where frames have timesteps of their own. Empty means ``[batch]``."""
+    """``[batch]``; ``[batch, frames]`` or ``[batch, positions, 1]`` where frames or positions have timesteps of their own. Empty means ``[batch]``."""
     conditioning: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Flat name -> shape."""
     options: Mapping[str, Option] = field(default_factory=dict)
@@ -49,6 +49,6 @@ class Adapter(Protocol):
     ) -> Tensor:
         """The network's output for ``x`` in model space, float32, full size, the same bits on every rank. Collective.
 
-        ``timestep`` is ``[batch]`` (or ``[batch, frames]``): sigma times the model's multiplier.
+        ``timestep`` is ``[batch]`` (or ``[batch, frames]``, ``[batch, positions, 1]``): sigma times the model's multiplier.
         ``denoised = x - sigma * velocity``.
         """

@@ -51,6 +51,11 @@ class Checkpoint:
         """Every tensor's name, without the prefix."""
         return self._entries.keys()
 
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the file says beside its tensors. Anybody may have written it: check what is used."""
+        return dict(self._file.metadata() or {})
+
     def __contains__(self, name: str) -> bool:
         return name in self._entries
 

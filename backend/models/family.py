@@ -33,7 +33,7 @@ class ModelCall:
 
     x: Tensor
     timestep: Tensor
-    """float32 ``[batch]`` or ``[batch, frames]``."""
+    """float32 ``[batch]``, ``[batch, frames]`` or ``[batch, positions, 1]``."""
     conditioning: Mapping[str, Tensor]
     options: Mapping[str, Option]
 
@@ -114,6 +114,9 @@ class Family(ABC, Generic[Geometry]):
     @abstractmethod
     def arrange(self, network: Any, geometry: Geometry, call: ModelCall) -> Arranged:
         """ComfyUI's inputs -> the network's."""
+
+    def check(self, geometry: Geometry, request: CallSpec) -> None:
+        """What :meth:`inputs` cannot say: which of a call's tensors must fit one another. Runs after its check, and raises the same."""
 
     def alike(self, call: ModelCall) -> list[Tensor]:
         """Pictures that can share a forward pass, as int64 row numbers; empty: all of them.
@@ -205,6 +208,7 @@ class TransformerAdapter:
 
     def check(self, request: CallSpec) -> None:
         self._inputs.check(request)
+        self.family.check(self.geometry, request)
 
     def velocity(
         self, x: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor], options: Mapping[str, Option]

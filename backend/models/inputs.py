@@ -5,6 +5,7 @@ Each check ends in a sentence that says what to connect instead. What a family d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -56,6 +57,15 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Number:
+    """An option that is a number above 0."""
+
+    name: str
+    called: str
+    """In messages: ``the frame rate``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
     """Everything that one checkpoint's network takes."""
 
@@ -70,8 +80,11 @@ class Inputs:
     choices: tuple[Choice, ...] = ()
     largest_side: int | None = None
     """Most latent pixels along a side, where positions come from a table in the checkpoint; None: any."""
+    numbers: tuple[Number, ...] = ()
     numbers_per_frame: bool = False
-    """Whether the timestep may be one number per frame."""
+    """Whether the timestep may be one number per frame, ``[batch, frames]``."""
+    numbers_per_position: bool = False
+    """Whether it may be one number per position of the latent, ``[batch, frames * height * width, 1]``."""
 
     def check(self, request: CallSpec) -> None:
         """Accept a call.
@@ -91,6 +104,8 @@ class Inputs:
             self._check_reference(name, request)
         for choice in self.choices:
             self._check_choice(choice, request)
+        for number in self.numbers:
+            self._check_number(number, request)
 
     def _check_latent(self, shape: tuple[int, ...]) -> None:
         kind = "an image" if self.dims == 4 else "a video"
@@ -111,9 +126,10 @@ class Inputs:
             )
 
     def _check_timestep(self, request: CallSpec) -> None:
-        shape, batch = request.timestep_shape, request.x_shape[0]
-        per_frame = (batch, request.x_shape[2])
-        if shape != (batch,) and not (self.numbers_per_frame and shape == per_frame):
+        shape, batch, sizes = request.timestep_shape, request.x_shape[0], request.x_shape[2:]
+        per_frame = self.numbers_per_frame and shape == (batch, sizes[0])
+        per_position = self.numbers_per_position and shape == (batch, math.prod(sizes), 1)
+        if shape != (batch,) and not per_frame and not per_position:
             raise BadRequest(
                 f"Give one timestep per picture: got shape {list(shape)} for {self.label} and a batch of {batch}."
             )
@@ -184,7 +200,8 @@ class Inputs:
         known = {wanted.name for wanted in self.tensors} | set(references)
         if unknown := sorted(set(request.conditioning) - known):
             raise UnsupportedInput(f"Disconnect what gives {', '.join(unknown)[:200]}: {self.label} has no such input.")
-        if unknown := sorted(set(request.options) - {choice.name for choice in self.choices}):
+        options = {option.name for option in (*self.choices, *self.numbers)}
+        if unknown := sorted(set(request.options) - options):
             raise UnsupportedInput(
                 f"Disconnect what sets {', '.join(unknown)[:200]}: {self.label} has no such option here."
             )
@@ -200,3 +217,9 @@ class Inputs:
             raise UnsupportedInput(
                 f"Choose {choice.called or choice.name} {listed}: {str(value)[:40]!r} does not work with {self.label}."
             )
+
+    @staticmethod
+    def _check_number(number: Number, request: CallSpec) -> None:
+        value = request.options.get(number.name, 1)
+        if type(value) not in (int, float) or not 0 < float(value) < math.inf:
+            raise BadRequest(f"Set {number.called} to a number above 0: got {str(value)[:40]!r}.")

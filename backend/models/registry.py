@@ -14,6 +14,7 @@ from .adapter import Adapter
 from .checkpoint import PREFIXES, Checkpoint, open_checkpoint
 from .families.flux import Flux
 from .families.flux2 import Flux2
+from .families.ltx_video import LtxVideo
 from .families.qwen_image import QwenImage
 from .families.sd3 import Sd3
 from .families.wan import Wan
@@ -22,7 +23,7 @@ from .family import Family
 from .lora.variants import Variants
 from .packed import packed_bytes
 
-FAMILIES: tuple[Family[Any], ...] = (Flux(), Sd3(), Wan(), ZImage(), QwenImage(), Flux2())
+FAMILIES: tuple[Family[Any], ...] = (Flux(), Sd3(), Wan(), ZImage(), QwenImage(), Flux2(), LtxVideo())
 """The first one that recognises a file gets it: a narrower family comes first."""
 
 

@@ -274,8 +274,8 @@ class Call:
 class Evaluate:
     """C -> B. One turn of a trajectory whose loop runs in the client: a list of model calls. The first turn opens it.
 
-    Tensors: ``call.<index>.x`` [B,C,H,W] as the network gets it (concat channels included), ``call.<index>.timestep``
-    F32 [B].
+    Tensors: ``call.<index>.x`` [B,C,H,W] or [B,C,F,H,W] as the network gets it (concat channels included),
+    ``call.<index>.timestep`` F32 [B], or one for each frame [B,F] or position [B,F*H*W,1].
     """
 
     job_id: str = field(metadata=_ID)

@@ -107,9 +107,10 @@ def _calls(count: int, parts: Parts) -> None:
     for index in range(count):
         x, timestep = f"call.{index}.x", f"call.{index}.timestep"
         shape = _latent(parts, x, FLOATS)
-        if _need(parts, timestep, _F32) not in (shape[:1], (shape[0], *shape[2:3])):
+        # As ComfyUI gives them: per picture, per frame, or per position of the latent.
+        if _need(parts, timestep, _F32) not in (shape[:1], (shape[0], shape[2]), (shape[0], math.prod(shape[2:]), 1)):
             raise SchemaError(
-                f"{parts[timestep].shape} is not one number for each of the batch of {shape[0]}, nor for each of its frames",
+                f"{parts[timestep].shape} is not one number for each of the batch of {shape[0]}, nor for each of its frames or positions",
                 timestep,
             )
         known += [x, timestep]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from tutti.backend.models.families.flux2 import Flux2
+from tutti.backend.models.families.ltx_video import LtxVideo
 from tutti.backend.models.families.qwen_image import QwenImage
 from tutti.backend.models.families.sd3 import Sd3
 from tutti.backend.models.families.wan import Wan
@@ -14,7 +15,7 @@ from tutti.backend.models.family import Family
 
 from tests.support.family_parity import FamilyRow
 
-from . import flux2, qwen_image, sd3, wan, z_image
+from . import flux2, ltx_video, qwen_image, sd3, wan, z_image
 
 ROWS: Final[Mapping[str, tuple[Family[Any], Sequence[FamilyRow]]]] = {
     "flux2": (Flux2(), flux2.ROWS),
@@ -22,5 +23,6 @@ ROWS: Final[Mapping[str, tuple[Family[Any], Sequence[FamilyRow]]]] = {
     "sd3": (Sd3(), sd3.ROWS),
     "z_image": (ZImage(), z_image.ROWS),
     "qwen_image": (QwenImage(), qwen_image.ROWS),
+    "ltx_video": (LtxVideo(), ltx_video.ROWS),
 }
 """FLUX.1, the first family, has a test module of its own."""
