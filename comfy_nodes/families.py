@@ -45,6 +45,18 @@ FLUX: Final = Family(
     advice="an Empty SD3 Latent Image, or a VAE Encode with FLUX's ae.safetensors",
 )
 
+# No "y": the network has no place for a pooled vector, and FLUX.2's text encoders make none.
+FLUX2: Final = Family(
+    name="flux2",
+    configs=frozenset({"Flux2"}),
+    model_class="Flux2",
+    tensors={"c_crossattn": "context", "guidance": "guidance", "c_concat": "concat"},
+    lists={"ref_latents": "ref_latents"},
+    options=frozenset({"ref_latents_method"}),
+    arguments=("context", "y", "guidance", "ref_latents", "control", "transformer_options"),
+    advice="an Empty Flux 2 Latent, or a VAE Encode with FLUX.2's flux2-vae.safetensors",
+)
+
 WAN: Final = Family(
     name="wan",
     configs=frozenset({"WAN21_T2V", "WAN21_I2V", "WAN22_T2V"}),
@@ -56,7 +68,7 @@ WAN: Final = Family(
     advice="an Empty Hunyuan Latent Video, or Wan Image To Video",
 )
 
-FAMILIES: Final[tuple[Family, ...]] = (FLUX, WAN)
+FAMILIES: Final[tuple[Family, ...]] = (FLUX, FLUX2, WAN)
 
 
 def family_of(config_class: type) -> Family:

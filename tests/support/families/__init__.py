@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from tutti.backend.models.families.flux2 import Flux2
 from tutti.backend.models.families.wan import Wan
 from tutti.backend.models.family import Family
 
 from tests.support.family_parity import FamilyRow
 
-from . import wan
+from . import flux2, wan
 
 ROWS: Final[Mapping[str, tuple[Family[Any], Sequence[FamilyRow]]]] = {
+    "flux2": (Flux2(), flux2.ROWS),
     "wan": (Wan(), wan.ROWS),
 }
 """FLUX.1, the first family, has a test module of its own."""
