@@ -64,6 +64,7 @@ FLUX2: Final = Family(
     options=frozenset({"ref_latents_method"}),
     arguments=("context", "y", "guidance", "ref_latents", "control", "transformer_options"),
     advice="an Empty Flux 2 Latent, or a VAE Encode with FLUX.2's flux2-vae.safetensors",
+    shapes=("img_in.weight",),
 )
 
 WAN: Final = Family(
@@ -130,6 +131,7 @@ LTX_VIDEO: Final = Family(
     # ComfyUI passes what comes after these (denoise_mask) by name.
     arguments=("context", "attention_mask", "frame_rate", "transformer_options", "keyframe_idxs"),
     advice="an Empty LTXV Latent Video, or LTXV Img To Video",
+    parts=("patchifier",),
     # Guides at full strength and without a mask of their own are tokens like any others.
     idle={"guide_attention_entries": {"strength": 1.0, "pixel_mask": None}},
 )
