@@ -56,7 +56,18 @@ WAN: Final = Family(
     advice="an Empty Hunyuan Latent Video, or Wan Image To Video",
 )
 
-FAMILIES: Final[tuple[Family, ...]] = (FLUX, WAN)
+QWEN_IMAGE: Final = Family(
+    name="qwen_image",
+    configs=frozenset({"QwenImage"}),
+    model_class="QwenImage",
+    tensors={"c_crossattn": "context", "attention_mask": "attention_mask"},
+    lists={"ref_latents": "ref_latents"},
+    options=frozenset({"ref_latents_method"}),
+    arguments=("context", "attention_mask", "ref_latents", "additional_t_cond", "transformer_options"),
+    advice="an Empty SD3 Latent Image (Empty Qwen Image Layered Latent for Layered), or a VAE Encode with the Qwen-Image VAE",
+)
+
+FAMILIES: Final[tuple[Family, ...]] = (FLUX, WAN, QWEN_IMAGE)
 
 
 def family_of(config_class: type) -> Family:

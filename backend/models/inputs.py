@@ -29,6 +29,8 @@ class Input:
     """A wider one is cut, as ComfyUI does."""
     required: bool = False
     """Only conditioning that a user connects is: what ComfyUI fills in itself is optional."""
+    mask_of: str = ""
+    """The input of which this masks tokens, ``[batch, tokens]``; it is listed before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +127,11 @@ class Inputs:
             raise WrongFamily(
                 f"{wanted.advice}: got {wanted.name} of shape {list(shape)}, this {self.label} checkpoint takes {self._wanted(wanted)}."
             )
+        if wanted.mask_of and shape[1] != request.conditioning.get(wanted.mask_of, shape)[1]:
+            raise BadRequest(
+                f"Give {wanted.name} for every token of {wanted.mask_of}: got {shape[1]}, "
+                f"there are {request.conditioning[wanted.mask_of][1]}."
+            )
         if shape[0] != request.x_shape[0]:
             raise BadRequest(
                 f"Give {wanted.name} for every picture of the batch: got {shape[0]}, the batch has {request.x_shape[0]}."
@@ -136,6 +143,8 @@ class Inputs:
 
     @staticmethod
     def _wanted(wanted: Input) -> str:
+        if wanted.mask_of:
+            return f"[batch, tokens of {wanted.mask_of}]"
         between = {1: "", 2: "", 3: "tokens, "}.get(wanted.dims, "..., ")
         return f"[batch, {between}{'any width' if wanted.width is None else wanted.width}]"
 

@@ -13,10 +13,11 @@ from ..parallel.mesh import SequenceMesh
 from .adapter import Adapter
 from .checkpoint import PREFIXES, Checkpoint, open_checkpoint
 from .families.flux import Flux
+from .families.qwen_image import QwenImage
 from .families.wan import Wan
 from .family import Family
 
-FAMILIES: tuple[Family[Any], ...] = (Flux(), Wan())
+FAMILIES: tuple[Family[Any], ...] = (Flux(), Wan(), QwenImage())
 """The first one that recognises a file gets it: a narrower family comes first."""
 
 

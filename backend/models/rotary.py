@@ -13,11 +13,16 @@ def frequencies(dim: int, theta: float, device: torch.device) -> Tensor:
     return theta ** (-torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim)
 
 
-def grid_angles(sizes: Sequence[int], axes: Sequence[int], theta: float, device: torch.device) -> Tensor:
-    """Angles of a grid's tokens, row-major, float64 ``[tokens, sum(axes) / 2]``: position on each axis times that axis' frequencies."""
-    positions = torch.meshgrid(*(torch.arange(size, device=device) for size in sizes), indexing="ij")
+def angles(positions: Sequence[Tensor], axes: Sequence[int], theta: float) -> Tensor:
+    """Angles of tokens, float64 ``[tokens, sum(axes) / 2]``: each axis' positions ``[tokens]`` times that axis' frequencies."""
     parts = [
-        position.flatten()[:, None] * frequencies(dim, theta, device)
+        position[:, None] * frequencies(dim, theta, position.device)
         for position, dim in zip(positions, axes, strict=True)
     ]
     return torch.cat(parts, dim=-1)
+
+
+def grid_angles(sizes: Sequence[int], axes: Sequence[int], theta: float, device: torch.device) -> Tensor:
+    """Angles of a grid's tokens, row-major, float64 ``[tokens, sum(axes) / 2]``."""
+    positions = torch.meshgrid(*(torch.arange(size, device=device) for size in sizes), indexing="ij")
+    return angles([position.flatten() for position in positions], axes, theta)
