@@ -136,8 +136,38 @@ LTX_VIDEO: Final = Family(
     idle={"guide_attention_entries": {"strength": 1.0, "pixel_mask": None}},
 )
 
+HUNYUAN_VIDEO: Final = Family(
+    name="hunyuan_video",
+    configs=frozenset({"HunyuanVideo", "HunyuanVideoI2V", "HunyuanVideoSkyreelsI2V"}),
+    model_classes=frozenset({"HunyuanVideo", "HunyuanVideoI2V", "HunyuanVideoSkyreelsI2V"}),
+    tensors={
+        "c_crossattn": "context",
+        "y": "pooled",
+        "guidance": "guidance",
+        "attention_mask": "attention_mask",
+        "guiding_frame_index": "guiding_frame_index",
+        "ref_latent": "ref_latent",
+        "c_concat": "concat",
+    },
+    lists={},
+    options=frozenset(),
+    arguments=(
+        "context",
+        "y",
+        "txt_byt5",
+        "clip_fea",
+        "guidance",
+        "attention_mask",
+        "guiding_frame_index",
+        "ref_latent",
+        "disable_time_r",
+        "control",
+        "transformer_options",
+    ),
+    advice="an Empty HunyuanVideo 1.0 Latent, or Hunyuan Image To Video",
+)
 
-FAMILIES: Final[tuple[Family, ...]] = (FLUX, WAN, SD3, Z_IMAGE, QWEN_IMAGE, FLUX2, LTX_VIDEO)
+FAMILIES: Final[tuple[Family, ...]] = (FLUX, WAN, SD3, Z_IMAGE, QWEN_IMAGE, FLUX2, LTX_VIDEO, HUNYUAN_VIDEO)
 
 
 def family_of(config_class: type) -> Family:

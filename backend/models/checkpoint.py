@@ -20,7 +20,7 @@ from ..formats.read import read_header
 from .packed import Packed
 from .weights import Weights, open_weights
 
-PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "transformer.", "net.", "")
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.model.", "model.", "transformer.", "net.", "")
 """What files put before the names of the diffusion model, the longest first; all-in-one files keep other models beside it."""
 
 _NAMED = 8

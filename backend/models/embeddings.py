@@ -42,9 +42,9 @@ class ConditioningVector(nn.Module):
         return vector
 
 
-def sinusoid(value: Tensor) -> Tensor:
-    """``[B]`` -> ``[B, 256]``: cosines, then sines, of ``1000 value / 10000^(i/128)``, in the dtype of ``value`` (DDPM's time embedding)."""
+def sinusoid(value: Tensor, factor: float = 1000.0) -> Tensor:
+    """``[B]`` -> ``[B, 256]``: cosines, then sines, of ``factor value / 10000^(i/128)``, in the dtype of ``value`` (DDPM's time embedding)."""
     half = _WIDTH // 2
     frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, dtype=torch.float32, device=value.device))
-    angles = (1000 * value)[:, None].float() * frequencies
+    angles = (factor * value)[:, None].float() * frequencies
     return torch.cat((angles.cos(), angles.sin()), dim=-1).to(value.dtype)

@@ -30,6 +30,8 @@ class Input:
     """A wider one is cut, as ComfyUI does."""
     required: bool = False
     """Only conditioning that a user connects is: what ComfyUI fills in itself is optional."""
+    channels: int | None = None
+    """Size of dimension 1, where that is not tokens: of a latent. None takes any."""
     mask_of: str = ""
     """The input of which this masks tokens, ``[batch, tokens]``; it is listed before."""
 
@@ -80,6 +82,8 @@ class Inputs:
     choices: tuple[Choice, ...] = ()
     largest_side: int | None = None
     """Most latent pixels along a side, where positions come from a table in the checkpoint; None: any."""
+    sides_of: int = 1
+    """Height and width are multiples of it, where ComfyUI takes no other; elsewhere what is missing to a whole patch is padded."""
     numbers: tuple[Number, ...] = ()
     numbers_per_frame: bool = False
     """Whether the timestep may be one number per frame, ``[batch, frames]``."""
@@ -124,6 +128,11 @@ class Inputs:
                 f"Use a smaller latent: got {shape[-2]}x{shape[-1]}, this {self.label} checkpoint has positions for "
                 f"{self.largest_side}x{self.largest_side}."
             )
+        if any(side % self.sides_of for side in shape[-2:]):
+            raise BadRequest(
+                f"Use a latent whose height and width are multiples of {self.sides_of}: got {shape[-2]}x{shape[-1]}, and "
+                f"{self.label} takes whole patches only."
+            )
 
     def _check_timestep(self, request: CallSpec) -> None:
         shape, batch, sizes = request.timestep_shape, request.x_shape[0], request.x_shape[2:]
@@ -140,14 +149,14 @@ class Inputs:
             return
         if wanted.required and (shape is None or len(shape) != wanted.dims or 0 in shape):
             raise BadRequest(
-                f"Connect a text conditioning: {self.label} needs {wanted.name} as [batch, tokens, {wanted.width}], "
+                f"Connect a text conditioning: {self.label} needs {wanted.name} as {self._wanted(wanted)}, "
                 f"got {shape and list(shape)}."
             )
         if shape is None:
             return
         if wanted.dims == 1 and len(shape) != 1:
             raise BadRequest(f"Give {wanted.name} as one number per picture: got shape {list(shape)}.")
-        if len(shape) != wanted.dims or 0 in shape or not self._fits(wanted, shape[-1]):
+        if len(shape) != wanted.dims or 0 in shape or not self._fits(wanted, shape):
             raise WrongFamily(
                 f"{wanted.advice}: got {wanted.name} of shape {list(shape)}, this {self.label} checkpoint takes {self._wanted(wanted)}."
             )
@@ -162,13 +171,16 @@ class Inputs:
             )
 
     @staticmethod
-    def _fits(wanted: Input, width: int) -> bool:
-        return wanted.width is None or width == wanted.width or (wanted.wider and width > wanted.width)
+    def _fits(wanted: Input, shape: tuple[int, ...]) -> bool:
+        fits = wanted.width is None or shape[-1] == wanted.width or (wanted.wider and shape[-1] > wanted.width)
+        return fits and (wanted.channels is None or shape[1] == wanted.channels)
 
     @staticmethod
     def _wanted(wanted: Input) -> str:
         if wanted.mask_of:
             return f"[batch, tokens of {wanted.mask_of}]"
+        if wanted.channels is not None:
+            return f"[batch, {wanted.channels}, {_SIDES[wanted.dims]}]"
         between = {1: "", 2: "", 3: "tokens, "}.get(wanted.dims, "..., ")
         return f"[batch, {between}{'any width' if wanted.width is None else wanted.width}]"
 

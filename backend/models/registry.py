@@ -14,6 +14,7 @@ from .adapter import Adapter
 from .checkpoint import PREFIXES, Checkpoint, open_checkpoint
 from .families.flux import Flux
 from .families.flux2 import Flux2
+from .families.hunyuan_video import HunyuanVideo
 from .families.ltx_video import LtxVideo
 from .families.qwen_image import QwenImage
 from .families.sd3 import Sd3
@@ -23,7 +24,7 @@ from .family import Family
 from .lora.variants import Variants
 from .packed import packed_bytes
 
-FAMILIES: tuple[Family[Any], ...] = (Flux(), Sd3(), Wan(), ZImage(), QwenImage(), Flux2(), LtxVideo())
+FAMILIES: tuple[Family[Any], ...] = (Flux(), Sd3(), Wan(), ZImage(), QwenImage(), Flux2(), LtxVideo(), HunyuanVideo())
 """The first one that recognises a file gets it: a narrower family comes first."""
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from tutti.backend.models.families.flux2 import Flux2
+from tutti.backend.models.families.hunyuan_video import HunyuanVideo
 from tutti.backend.models.families.ltx_video import LtxVideo
 from tutti.backend.models.families.qwen_image import QwenImage
 from tutti.backend.models.families.sd3 import Sd3
@@ -15,7 +16,7 @@ from tutti.backend.models.family import Family
 
 from tests.support.family_parity import FamilyRow
 
-from . import flux2, ltx_video, qwen_image, sd3, wan, z_image
+from . import flux2, hunyuan_video, ltx_video, qwen_image, sd3, wan, z_image
 
 ROWS: Final[Mapping[str, tuple[Family[Any], Sequence[FamilyRow]]]] = {
     "flux2": (Flux2(), flux2.ROWS),
@@ -24,5 +25,6 @@ ROWS: Final[Mapping[str, tuple[Family[Any], Sequence[FamilyRow]]]] = {
     "z_image": (ZImage(), z_image.ROWS),
     "qwen_image": (QwenImage(), qwen_image.ROWS),
     "ltx_video": (LtxVideo(), ltx_video.ROWS),
+    "hunyuan_video": (HunyuanVideo(), hunyuan_video.ROWS),
 }
 """FLUX.1, the first family, has a test module of its own."""
