@@ -42,19 +42,16 @@ class Source:
 class Checkpoint:
     """An open file, seen through one prefix: names are those of the diffusion model."""
 
-    def __init__(self, weights: Weights, entries: Mapping[str, Entry]) -> None:
+    def __init__(self, weights: Weights, entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> None:
         self._weights = weights
         self._entries = entries
+        self.metadata = metadata
+        """What the file says beside its tensors. Anybody may have written it: check what is used."""
 
     @property
     def names(self) -> Iterable[str]:
         """Every tensor's name, without the prefix."""
         return self._entries.keys()
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        """What the file says beside its tensors. Anybody may have written it: check what is used."""
-        return dict(self._file.metadata() or {})
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
@@ -76,17 +73,19 @@ class Checkpoint:
         return Checkpoint(
             self._weights,
             {name[len(prefix) :]: entry for name, entry in self._entries.items() if name.startswith(prefix)},
+            self.metadata,
         )
 
     def without(self, names: Collection[str]) -> Checkpoint:
         """The same tensors but for some that may be there or not."""
-        return Checkpoint(self._weights, {name: entry for name, entry in self._entries.items() if name not in names})
+        kept = {name: entry for name, entry in self._entries.items() if name not in names}
+        return Checkpoint(self._weights, kept, self.metadata)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Map a checkpoint. Raises :class:`BadCheckpoint` for formats that are not read (by name or content) and for damaged files."""
     header = read_header(path)
-    return Checkpoint(open_weights(path), {entry.name: entry for entry in header.entries})
+    return Checkpoint(open_weights(path), {entry.name: entry for entry in header.entries}, header.metadata)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

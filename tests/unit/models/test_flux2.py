@@ -94,7 +94,7 @@ def test_query_and_key_norms_have_the_epsilon_that_comfyuis_have(model: Resident
 
 def named(names: Iterable[str]) -> Checkpoint:
     """A file of which only the names are looked at."""
-    return Checkpoint(None, {name: name for name in names})
+    return Checkpoint(None, {name: name for name in names}, {})
 
 
 @pytest.mark.parametrize("naming", NAMINGS)
