@@ -66,4 +66,6 @@ def _entry(reader: Any, tensor: Any) -> Entry:
     kept = reader.get_field(f"{_SHAPE_KEY}{tensor.name}")
     # GGUF counts dimensions from the innermost.
     shape = tuple(kept.contents()) if kept is not None else tuple(int(size) for size in reversed(tensor.shape))
-    return Entry(name=tensor.name, kind=kind, shape=tuple(int(size) for size in shape))
+    return Entry(
+        name=tensor.name, kind=kind, shape=tuple(int(size) for size in shape), stored_bytes=int(tensor.n_bytes)
+    )

@@ -74,7 +74,7 @@ def _configs(
         configs |= {layer: said for layer, said in layers.items() if isinstance(said, dict)}
     for name, tensor in tensors.items():
         if name.endswith(_CONFIG):
-            if tensor.end - tensor.begin > _LARGEST_CONFIG_BYTES:
+            if tensor.size_bytes > _LARGEST_CONFIG_BYTES:
                 raise BadCheckpoint(f"Download the checkpoint again: {name} is no description of a format.")
             configs[name.removesuffix(_CONFIG)] = _json(read(name))
         elif name.endswith(".scale_weight"):
@@ -96,7 +96,7 @@ def _json(text: str | bytes) -> dict[str, Any]:
 
 def _entry(name: str, tensor: RawTensor, config: Mapping[str, Any] | None, tensors: Mapping[str, RawTensor]) -> Entry:
     if config is None:
-        return Entry(name=name, kind=tensor.kind, shape=tensor.shape)
+        return Entry(name=name, kind=tensor.kind, shape=tensor.shape, stored_bytes=tensor.size_bytes)
     kind = str(config.get("format", ""))
     if kind not in FORMATS:
         known = ", ".join(FORMATS)
@@ -108,7 +108,15 @@ def _entry(name: str, tensor: RawTensor, config: Mapping[str, Any] | None, tenso
     if missing := [scale for scale, found in scales.items() if found not in tensors]:
         raise BadCheckpoint(f"Download the checkpoint again: {layer}.{missing[0]} of a quantised weight is missing.")
     shape = (*tensor.shape[:-1], tensor.shape[-1] * 2) if kind in _PACKED_TWO else tensor.shape
-    return Entry(name=name, kind=kind, shape=shape, scales=scales, settings=_settings(config))
+    stored = (tensor, *(tensors[scale] for scale in scales.values()))
+    return Entry(
+        name=name,
+        kind=kind,
+        shape=shape,
+        stored_bytes=sum(part.size_bytes for part in stored),
+        scales=scales,
+        settings=_settings(config),
+    )
 
 
 def _scale_name(layer: str, scale: str, tensors: Mapping[str, RawTensor]) -> str:

@@ -17,8 +17,9 @@ from torch import Tensor
 from ..errors import BadCheckpoint
 from ..formats.entries import Entry
 from ..formats.read import read_header
+from .host_share import KINDS, shared_tensors
 from .packed import Packed
-from .weights import Weights, open_weights
+from .weights import ConvertedWeights, Weights, open_weights
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.model.", "model.", "transformer.", "net.", "")
 """What files put before the names of the diffusion model, the longest first; all-in-one files keep other models beside it."""
@@ -60,6 +61,14 @@ class Checkpoint:
         """A tensor's shape as the network sees it, without reading it."""
         return self._entries[name].shape
 
+    def stored_bytes(self, name: str) -> int:
+        """What a tensor takes in the file."""
+        return self._entries[name].stored_bytes
+
+    def is_packed(self, name: str) -> bool:
+        """Whether the file stores a tensor quantised; not one that it lacks."""
+        return name in self._entries and self._entries[name].is_packed
+
     def load(self, name: str, rows: tuple[int, int] | None, dtype: torch.dtype) -> Tensor:
         """A tensor, or some rows of it, on the CPU: a view of the mapped file where nothing has to be computed."""
         return self._weights.load(self._entries[name], rows, dtype)
@@ -75,6 +84,19 @@ class Checkpoint:
             {name[len(prefix) :]: entry for name, entry in self._entries.items() if name.startswith(prefix)},
             self.metadata,
         )
+
+    def shared_in(self, dtype: torch.dtype, path: Path) -> Checkpoint:
+        """The same, whose plain numbers of another dtype the ranks of this host convert once, into the file ``path``."""
+        shapes = {
+            entry.name: entry.shape
+            for entry in self._entries.values()
+            if entry.kind in KINDS and KINDS[entry.kind] != dtype
+        }
+        if not shapes:
+            return self
+        entries = {entry.name: entry for entry in self._entries.values()}
+        converted = shared_tensors(path, shapes, dtype, lambda name: self._weights.load(entries[name], None, dtype))
+        return Checkpoint(ConvertedWeights(self._weights, converted), self._entries, self.metadata)
 
     def without(self, names: Collection[str]) -> Checkpoint:
         """The same tensors but for some that may be there or not."""
@@ -121,7 +143,7 @@ def assemble(
     done = 0
     for name, source in sources.items():
         layer = name.removesuffix(".weight")
-        kept = checkpoint.packed(source.name, source.rows) if layer in linears and not source.swap_halves else None
+        kept = checkpoint.packed(source.name, source.rows) if stays_packed(checkpoint, name, source, linears) else None
         if kept is None:
             assembled.state[name] = _read(checkpoint, source, dtype, device)
         else:
@@ -129,6 +151,11 @@ def assemble(
         done += wanted[name].numel()
         progress(done / total)
     return assembled
+
+
+def stays_packed(checkpoint: Checkpoint, parameter: str, source: Source, linears: Collection[str]) -> bool:
+    """Whether a parameter of a network stays as the file stores it."""
+    return parameter.removesuffix(".weight") in linears and not source.swap_halves and checkpoint.is_packed(source.name)
 
 
 def _read(checkpoint: Checkpoint, source: Source, dtype: torch.dtype, device: torch.device) -> Tensor:

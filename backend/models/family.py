@@ -12,17 +12,16 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..errors import BadCheckpoint, InternalError
+from ..errors import InternalError
 from ..parallel.hooks import Gather, Split, SplitOutput
 from ..parallel.mesh import SequenceMesh
 from ..parallel.seam import Binding, bind
 from .adapter import CallSpec, Option
-from .checkpoint import Checkpoint, Source, assemble
+from .checkpoint import Checkpoint, Source
 from .inputs import Inputs
 from .keys import KeyMap, spelled_as_in
-from .packed import pack_linears
 
 Geometry = TypeVar("Geometry")
 
@@ -145,31 +144,6 @@ class Family(ABC, Generic[Geometry]):
         """The geometry of a file, whichever its naming. Raises ``BadCheckpoint``."""
         find = self.sources(checkpoint, None)
         return self.geometry(checkpoint, lambda parameter: find(parameter).name)
-
-    def load(
-        self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, progress: Callable[[float], None]
-    ) -> tuple[TransformerAdapter, int]:
-        """The adapter and its number of attention heads. Raises ``BadCheckpoint``."""
-        geometry = self.geometry_of(checkpoint)
-        network = self.empty_network(geometry)
-        find = self.sources(checkpoint, geometry)
-        linears = {name for name, module in network.named_modules() if isinstance(module, nn.Linear)}
-        weights = assemble(
-            checkpoint.without(self.unread),
-            network.state_dict(),
-            find,
-            linears=linears,
-            dtype=dtype,
-            device=device,
-            progress=progress,
-        )
-        pack_linears(network, weights.packed)
-        network.load_state_dict(weights.state, strict=True, assign=True)
-        if stray := [
-            name for name, tensor in (*network.named_parameters(), *network.named_buffers()) if tensor.is_meta
-        ]:
-            raise BadCheckpoint(f"Choose another checkpoint: nothing in it fills {', '.join(stray[:8])}.")
-        return TransformerAdapter(self, network, geometry, dtype, device), self.num_heads(geometry)
 
     def empty_network(self, geometry: Geometry) -> Any:
         """The network on the meta device, ready for its weights."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -22,6 +23,10 @@ class Packed(nn.Module, ABC):
     @abstractmethod
     def unpack(self, dtype: torch.dtype) -> Tensor:
         """The weight as numbers."""
+
+    def stored(self) -> list[Tensor]:
+        """Every tensor that it keeps."""
+        return list(self.buffers(recurse=False))
 
 
 class PackedFp8(Packed):
@@ -75,6 +80,10 @@ class PackedLayout(Packed):
         self._params = self._params.to_device(self.packed.device)
         return self
 
+    def stored(self) -> list[Tensor]:
+        params = [getattr(self._params, field.name) for field in fields(self._params)]
+        return [*super().stored(), *(value for value in params if isinstance(value, Tensor))]
+
     def unpack(self, dtype: torch.dtype) -> Tensor:
         unpacked: Tensor = self._layout.dequantize(self.packed, self._params)
         whole = unpacked[tuple(slice(size) for size in self._shape)]
@@ -114,7 +123,5 @@ def pack_linears(network: nn.Module, weights: Mapping[str, Packed]) -> None:
 
 def packed_bytes(network: nn.Module) -> int:
     """What the packed weights of a network take; parts of one fused tensor that share it count once."""
-    stored = [
-        buffer for module in network.modules() if isinstance(module, Packed) for buffer in module.buffers(recurse=False)
-    ]
-    return sum({buffer.data_ptr(): buffer.nbytes for buffer in stored}.values())
+    stored = [tensor for module in network.modules() if isinstance(module, Packed) for tensor in module.stored()]
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in stored}.values())

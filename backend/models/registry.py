@@ -11,6 +11,7 @@ import torch
 from ..errors import OutOfMemory, UnsupportedFamily
 from ..parallel.mesh import SequenceMesh
 from .adapter import Adapter
+from .blueprint import Blueprint
 from .checkpoint import PREFIXES, Checkpoint, open_checkpoint
 from .families.flux import Flux
 from .families.flux2 import Flux2
@@ -26,6 +27,10 @@ from .packed import packed_bytes
 
 FAMILIES: tuple[Family[Any], ...] = (Flux(), Sd3(), Wan(), ZImage(), QwenImage(), Flux2(), LtxVideo(), HunyuanVideo())
 """The first one that recognises a file gets it: a narrower family comes first."""
+
+
+WeightBytes = Callable[[torch.dtype], int]
+"""Compute dtype -> bytes that a checkpoint's weights take in it."""
 
 
 class ResidentModel:
@@ -57,16 +62,26 @@ class ResidentModel:
 
 
 def load_model(
-    path: Path, *, dtype: torch.dtype, device: torch.device, progress: Callable[[float], None]
+    path: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Callable[[float], None],
+    make_room: Callable[[WeightBytes], None] = lambda _: None,
+    shared_file: Path | None = None,
 ) -> ResidentModel:
     """Load a checkpoint and compute in ``dtype`` on ``device``; ``progress`` hears fractions up to 1.
 
+    ``make_room`` is told what the weights will take before any is read, and may refuse. On the CPU, ranks of one host share in ``shared_file``
+    what they have to convert.
+
     Raises :class:`BadCheckpoint`, :class:`UnsupportedFamily`, or :class:`OutOfMemory`.
     """
-    checkpoint = open_checkpoint(path)
-    family, weights = find_family(checkpoint)
+    family, weights = find_family(open_checkpoint(path))
+    blueprint = Blueprint(family, weights)
+    make_room(blueprint.weight_bytes)
     try:
-        adapter, num_heads = family.load(weights, dtype=dtype, device=device, progress=progress)
+        adapter = blueprint.load(dtype=dtype, device=device, progress=progress, shared_file=shared_file)
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(
             "Choose a smaller checkpoint or weight dtype: the model does not fit into the GPU's memory."
@@ -76,7 +91,7 @@ def load_model(
     size_bytes = sum(tensor.nbytes for tensor in network.state_dict().values()) + packed_bytes(network)
     return ResidentModel(
         family=family.name,
-        num_heads=num_heads,
+        num_heads=blueprint.num_heads,
         dtype=dtype,
         device=device,
         size_bytes=size_bytes,

@@ -16,6 +16,7 @@ from ..formats.gguf_header import SUFFIX as GGUF
 from ..formats.gguf_header import open_gguf
 from ..formats.quantised import FORMATS, FP8
 from ..formats.read import raw_files
+from .host_share import KINDS
 from .packed import Packed, PackedFp8, PackedGguf, PackedLayout, Rows
 
 _LAYOUTS: Final = {
@@ -26,7 +27,6 @@ _LAYOUTS: Final = {
 """Format -> the layout of comfy-kitchen that knows it."""
 _SCALE_DTYPES: Final = {"mxfp8": torch.float8_e8m0fnu, "nvfp4": torch.float8_e4m3fn}
 """Block scales that files may keep as bytes."""
-_SAFETENSORS_KIND: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class Weights(Protocol):
@@ -103,17 +103,32 @@ class GgufWeights:
         packed = self.packed(entry, rows)
         if packed is not None:
             return packed.unpack(dtype).reshape(_shape(entry, rows))
-        plain = torch.from_numpy(self._data(entry, rows)).view(_SAFETENSORS_KIND[entry.kind])
+        plain = torch.from_numpy(self._data(entry, rows)).view(KINDS[entry.kind])
         return plain.reshape(_shape(entry, rows)).to(dtype)
 
     def packed(self, entry: Entry, rows: Rows | None) -> Packed | None:
-        if entry.kind in _SAFETENSORS_KIND:
+        if entry.kind in KINDS:
             return None
         return PackedGguf(torch.from_numpy(self._data(entry, rows)), entry.kind)
 
     def _data(self, entry: Entry, rows: Rows | None) -> Any:
         data = self._tensors[entry.name].data
         return data if rows is None else data[rows[0] : rows[1]]
+
+
+class ConvertedWeights:
+    """Weights some of which are at hand in the dtype that is asked for."""
+
+    def __init__(self, weights: Weights, converted: Mapping[str, Tensor]) -> None:
+        self._weights = weights
+        self._converted = converted
+
+    def load(self, entry: Entry, rows: Rows | None, dtype: torch.dtype) -> Tensor:
+        found = self._converted.get(entry.name)
+        return self._weights.load(entry, rows, dtype) if found is None else _cut(found, rows).to(dtype)
+
+    def packed(self, entry: Entry, rows: Rows | None) -> Packed | None:
+        return self._weights.packed(entry, rows)
 
 
 def _shape(entry: Entry, rows: Rows | None) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from .network import GatedNetwork
 from .preparation import PreparedJob, job_of, make_ready
 from .preview import Previews
 from .report import JobReport, RankReport, StepClock
-from .residency import ResidentModels, free_memory, used_bytes
+from .residency import ResidentModels
 from .stopping import StopSignal
 from .tensors import share
 from .trajectory import run_sample
@@ -124,7 +124,7 @@ class RankLoop:
         if refusal is None:
             self._report.prepared(prepare.sequence)
         else:
-            free_memory(self._group.device)
+            self._models.memory.free()
             self._report.refused(prepare.sequence, refusal)
 
     def _go(self, prepared: PreparedJob, *, ready_since_last_turn: bool = False) -> None:
@@ -144,13 +144,13 @@ class RankLoop:
         if failure:
             with ends_process_after(AGREEMENT_S, "agreeing on a failure", exit_status(failure.code)):
                 gate.agree_on(failure)
-            free_memory(self._group.device)
+            self._models.memory.free()
         if ended_by := left or failure:
             report.failed(ended_by)
         elif isinstance(prepared.job, Evaluate):
             self._ran = replace(prepared, frames={})  # the frames' memory goes back to the socket
         self._wait_for_device()
-        memory_bytes = used_bytes(self._group.device)
+        memory_bytes = self._models.memory.used_bytes
         self._report.done(prepared.sequence, memory_bytes=memory_bytes, resident=self._models.names)
 
     def _name(self, error: Exception, what: str) -> TuttiError:

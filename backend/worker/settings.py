@@ -87,8 +87,10 @@ class RankSettings:
 
     @property
     def ranks_on_device(self) -> int:
-        """How many ranks share this rank's memory: all of the host on a CPU, usually one on a GPU."""
-        devices = 1 if self.device_type == "cpu" else max(1, torch.cuda.device_count())
+        """How many ranks keep weights of their own in this rank's memory: usually one on a GPU; on a CPU all map the same pages."""
+        if self.device_type == "cpu":
+            return 1
+        devices = max(1, torch.cuda.device_count())
         return -(-self.local_world_size // devices)
 
 

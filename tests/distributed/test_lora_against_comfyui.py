@@ -12,7 +12,7 @@ from torch import Tensor
 from tutti.backend.models.checkpoint import open_checkpoint
 from tutti.backend.models.families.flux import Flux, FluxGeometry
 from tutti.backend.models.lora.read import read_lora, targets_of
-from tutti.backend.models.lora.variant import Variant, merged_weights, original_weights
+from tutti.backend.models.lora.variant import OriginalWeights, Variant, merged_weights
 from tutti.backend.models.registry import load_model
 
 from tests.support import loras
@@ -41,7 +41,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def patched_velocity(tiny: Path, files: Sequence[tuple[Path, float]]) -> tuple[Tensor, Tensor]:
+def patched_velocity(tiny: Path, files: Sequence[tuple[Path, float]], merged: Path) -> tuple[Tensor, Tensor]:
     """With the LoRAs, and after they were taken out again."""
     flux = Flux()
     model = load_model(tiny, dtype=torch.float32, device=torch.device("cpu"), progress=lambda _: None)
@@ -51,8 +51,8 @@ def patched_velocity(tiny: Path, files: Sequence[tuple[Path, float]]) -> tuple[T
     patches = [patch for file, s in files for patch in read_lora(load_file(file), targets, strength=s)]
     x, timestep, conditioning = CALL.tensors()
     variant = Variant(model.adapter.network, flux.key_map(GEOMETRY).source)  # type: ignore[attr-defined]
-    original = original_weights(flux, GEOMETRY, checkpoint)
-    variant.apply(merged_weights(original, patches, torch.float32), torch.device("cpu"))
+    original = OriginalWeights(flux, GEOMETRY, checkpoint)
+    variant.apply(merged_weights(original, patches, torch.float32, merged), torch.device("cpu"))
     changed = model.adapter.velocity(x, timestep, conditioning, {})
     variant.remove()
     return changed, model.adapter.velocity(x, timestep, conditioning, {})
@@ -81,8 +81,10 @@ def stock(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ten
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_lora_gives_what_comfyuis_own_loader_gives(case: str, tiny: Path, stock: dict[str, Tensor]) -> None:
-    ours, without = patched_velocity(tiny, files_of(case, tiny))
+def test_a_lora_gives_what_comfyuis_own_loader_gives(
+    case: str, tiny: Path, stock: dict[str, Tensor], tmp_path: Path
+) -> None:
+    ours, without = patched_velocity(tiny, files_of(case, tiny), tmp_path / "merged.safetensors")
     assert relative_error(ours, stock[case]) <= FP32_TOLERANCE
     assert relative_error(ours, stock["plain"]) > 1000 * FP32_TOLERANCE, "the control: the LoRA changes the picture"
     assert relative_error(without, stock["plain"]) <= FP32_TOLERANCE, "taken out, nothing of it is left"

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint, Source
 from ..family import Family
+from ..host_share import shared_tensors
 from ..keys import respelled
 from ..packed import PackedLinear
 from .adapters import Patch, patched
 
 
 def merged_weights(
-    original: Callable[[str], Tensor], patches: Iterable[Patch], dtype: torch.dtype
+    original: OriginalWeights, patches: Iterable[Patch], dtype: torch.dtype, path: Path
 ) -> dict[str, Tensor]:
-    """The changed weights by their original names: computed in float32, then rounded to ``dtype``.
-
-    ``original`` gives the weight of an original name as float32.
+    """The changed weights by their original names, computed in float32, rounded to ``dtype``, and shared by the ranks of a host at ``path``.
 
     Raises:
         BadCheckpoint: an adapter does not fit its weight.
@@ -31,38 +28,43 @@ def merged_weights(
     by_weight: dict[str, list[Patch]] = {}
     for patch in patches:
         by_weight.setdefault(patch.weight, []).append(patch)
-    return {name: patched(original(name), of_weight).to(dtype) for name, of_weight in by_weight.items()}
+    shapes = {name: original.shape(name) for name in by_weight}
+    return shared_tensors(path, shapes, dtype, lambda name: patched(original.load(name), by_weight[name]))
 
 
-def original_weights(family: Family[Any], geometry: Any, checkpoint: Checkpoint) -> Callable[[str], Tensor]:
-    """Reads a weight by its original name, float32, from a file in either naming: diffusers' keeps apart what the original fuses."""
-    if family.is_original(checkpoint) or not family.original_marks:
-        return lambda name: checkpoint.load(respelled(checkpoint, name, family.spellings), None, torch.float32)
-    parts: dict[str, list[tuple[int, str, bool]]] = {}
-    for parameter in family.empty_network(geometry).state_dict():
-        source = family.key_map(geometry).source(parameter)
-        parts.setdefault(source.name, []).append((source.rows[0] if source.rows else 0, parameter, source.swap_halves))
+class OriginalWeights:
+    """A network's weights by their original names, from a file in either naming: diffusers' keeps apart what the original fuses."""
 
-    def fused(name: str) -> Tensor:
+    def __init__(self, family: Family[Any], geometry: Any, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._spellings = family.spellings
+        self._pieces: dict[str, list[tuple[int, str, bool]]] = {}
+        """Original name -> its first row, parameter and whether its halves change places; empty where the file has the original names."""
+        if family.original_marks and not family.is_original(checkpoint):
+            for parameter in family.empty_network(geometry).state_dict():
+                source = family.key_map(geometry).source(parameter)
+                piece = (source.rows[0] if source.rows else 0, parameter, source.swap_halves)
+                self._pieces.setdefault(source.name, []).append(piece)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A weight's shape."""
+        shapes = [self._checkpoint.shape(parameter) for parameter in self._parameters(name)]
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+    def load(self, name: str) -> Tensor:
+        """A weight as float32."""
+        if not self._pieces:
+            return self._checkpoint.load(*self._parameters(name), None, torch.float32)
         pieces = []
-        for _, parameter, swapped in sorted(parts[name]):
-            piece = checkpoint.load(parameter, None, torch.float32)
+        for _, parameter, swapped in sorted(self._pieces[name]):
+            piece = self._checkpoint.load(parameter, None, torch.float32)
             pieces.append(torch.cat(piece.chunk(2)[::-1]) if swapped else piece)
         return torch.cat(pieces)
 
-    return fused
-
-
-def shared_weights(path: Path, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """What ``make`` gives, once per host: the first rank that comes writes it to ``path`` (a file in memory), all of them map it."""
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.exists():
-            temporary = path.with_suffix(".part")
-            save_file({name: tensor.contiguous() for name, tensor in make().items()}, temporary)
-            temporary.replace(path)
-    tensors: dict[str, Tensor] = load_file(path)
-    return tensors
+    def _parameters(self, name: str) -> list[str]:
+        if not self._pieces:
+            return [respelled(self._checkpoint, name, self._spellings)]
+        return [parameter for _, parameter, _ in sorted(self._pieces[name])]
 
 
 class Variant:

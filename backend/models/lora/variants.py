@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from ..checkpoint import Checkpoint, Source
 from ..family import TransformerAdapter
 from .adapters import Patch
 from .read import Target, read_lora, targets_of
-from .variant import Variant, merged_weights, original_weights, shared_weights
+from .variant import OriginalWeights, Variant, merged_weights
 
 KEPT: Final = 4
 """Sets whose changed weights stay mapped, so that turns may alternate between them."""
@@ -57,9 +57,8 @@ class Variants:
         said = "|".join([identity, *(f"{lora.path}|{lora.fingerprint}|{lora.strength!r}" for lora in loras)])
         key = hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
         if key not in self._sets:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             path = folder / f"{key}.safetensors"
-            self._sets[key] = path, shared_weights(path, lambda: self._merged(loras))
+            self._sets[key] = path, self._merged(loras, path)
         self._sets.move_to_end(key)
         self._drop_old()
         return key
@@ -84,14 +83,14 @@ class Variants:
         return targets_of(self._adapter.family, self._adapter.geometry)
 
     @cached_property
-    def _original(self) -> Callable[[str], Tensor]:
-        return original_weights(self._adapter.family, self._adapter.geometry, self._checkpoint)
+    def _original(self) -> OriginalWeights:
+        return OriginalWeights(self._adapter.family, self._adapter.geometry, self._checkpoint)
 
-    def _merged(self, loras: Sequence[Lora]) -> dict[str, Tensor]:
+    def _merged(self, loras: Sequence[Lora], path: Path) -> dict[str, Tensor]:
         patches: list[Patch] = []
         for lora in loras:
             patches += read_lora(_tensors(lora.path), self._targets, strength=lora.strength)
-        return merged_weights(self._original, patches, self._adapter.dtype)
+        return merged_weights(self._original, patches, self._adapter.dtype, path)
 
     def _drop_old(self) -> None:
         while len(self._sets) > KEPT:

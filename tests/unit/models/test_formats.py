@@ -97,6 +97,45 @@ def test_a_quantised_model_takes_the_size_of_its_file_in_memory(name: str, tiny:
     assert all(any(start <= tensor.data_ptr() < end for start, end in ranges) for tensor in packed), "views of the file"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["plain", *STORED])
+def test_what_the_weights_take_is_known_before_they_are_read(
+    name: str, dtype: torch.dtype, tiny: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / ("tiny.gguf" if name.startswith("Q") else "tiny.safetensors")
+    if name == "plain":
+        shutil.copy(tiny, path)
+    else:
+        STORED[name](load_file(tiny), path)
+    said: list[int] = []
+    model = load_model(
+        path,
+        dtype=dtype,
+        device=torch.device("cpu"),
+        progress=lambda _: None,
+        make_room=lambda weight_bytes: said.append(weight_bytes(dtype)),
+    )
+    assert said[0] == pytest.approx(model.size_bytes, rel=0.01)
+
+
+def test_ranks_of_a_host_share_converted_weights(tiny: Path, tmp_path: Path) -> None:
+    shared_file = tmp_path / "shared" / "model.safetensors"
+
+    def load(shared: Path | None) -> Tensor:
+        model = load_model(
+            tiny, dtype=torch.bfloat16, device=torch.device("cpu"), progress=lambda _: None, shared_file=shared
+        )
+        model.bind(single_rank_mesh())
+        x, timestep, conditioning = FluxCall(height=6, width=4, tokens=3).tensors()
+        return model.adapter.velocity(x, timestep, conditioning, {})
+
+    assert torch.equal(load(shared_file), load(None))
+    assert shared_file.stat().st_mode & 0o077 == 0
+    written = shared_file.stat().st_mtime_ns
+    load(shared_file)
+    assert shared_file.stat().st_mtime_ns == written, "the second rank maps what the first one wrote"
+
+
 def test_shards_are_one_checkpoint_whichever_of_them_is_named(tiny: Path, tmp_path: Path) -> None:
     tensors = load_file(tiny)
     names = sorted(tensors)

@@ -15,7 +15,8 @@ from tutti.backend.models.checkpoint import open_checkpoint
 from tutti.backend.models.families.flux import Flux, FluxGeometry
 from tutti.backend.models.lora.adapters import Adapter, Patch, patched
 from tutti.backend.models.lora.read import Target, read_lora, targets_of
-from tutti.backend.models.lora.variant import Variant, merged_weights, original_weights, shared_weights
+from tutti.backend.models.host_share import shared_tensors
+from tutti.backend.models.lora.variant import OriginalWeights, Variant, merged_weights
 from tutti.backend.models.registry import load_model
 
 from tests.support import loras, quantised
@@ -33,8 +34,8 @@ def targets() -> dict[str, Target]:
     return targets_of(Flux(), GEOMETRY)
 
 
-def original(path: Path) -> Callable[[str], Tensor]:
-    return original_weights(Flux(), GEOMETRY, open_checkpoint(path))
+def original(path: Path) -> OriginalWeights:
+    return OriginalWeights(Flux(), GEOMETRY, open_checkpoint(path))
 
 
 def some_lora(layer: str = LAYER, rows: int = 768, columns: int = 256) -> dict[str, Tensor]:
@@ -70,7 +71,7 @@ def test_a_lora_of_another_width_is_refused_by_its_weight(targets: dict[str, Tar
     write_tiny_flux(tmp_path / "tiny.safetensors", hidden=256, depth=1, depth_single=1)
     patches = read_lora(some_lora(rows=1536), targets, strength=1.0)
     with pytest.raises(BadCheckpoint, match=r"it changes double_blocks\.0\.img_attn\.qkv\.weight"):
-        merged_weights(original(tmp_path / "tiny.safetensors"), patches, torch.float32)
+        merged_weights(original(tmp_path / "tiny.safetensors"), patches, torch.float32, tmp_path / "merged.safetensors")
 
 
 def test_patches_are_applied_in_order_and_leave_the_original_alone() -> None:
@@ -106,7 +107,7 @@ def test_what_is_taken_out_leaves_the_very_same_weights(
     before = to_q.weight.clone()
     patches = read_lora(loras.formats(GEOMETRY)["kohya"], targets, strength=1.0)
     variant = Variant(network, flux.key_map(GEOMETRY).source)
-    variant.apply(merged_weights(original(path), patches, torch.float32), CPU)
+    variant.apply(merged_weights(original(path), patches, torch.float32, tmp_path / "merged.safetensors"), CPU)
     x = torch.randn(1, 256)
     changed = to_q(x) - torch.nn.functional.linear(x, before, to_q.bias)
     assert float(changed.abs().max()) > 0.01
@@ -122,7 +123,8 @@ def test_a_file_in_diffusers_naming_has_the_same_original_weights(tmp_path: Path
         write_tiny_flux(tmp_path / f"{name}.safetensors", hidden=256, depth=1, depth_single=1, format=format)  # type: ignore[arg-type]
     one, other = original(tmp_path / "one.safetensors"), original(tmp_path / "other.safetensors")
     for name in ("single_blocks.0.linear1.weight", "final_layer.adaLN_modulation.1.weight", "img_in.bias"):
-        assert torch.equal(one(name), other(name))
+        assert torch.equal(one.load(name), other.load(name))
+        assert one.shape(name) == other.shape(name) == tuple(one.load(name).shape)
 
 
 def test_a_part_of_a_weight_is_named_in_brackets(targets: dict[str, Target]) -> None:
@@ -137,13 +139,16 @@ def test_a_part_of_a_weight_is_named_in_brackets(targets: dict[str, Target]) -> 
 
 
 def test_ranks_of_one_host_compute_changed_weights_once(tmp_path: Path) -> None:
-    made: list[int] = []
+    made: list[str] = []
 
-    def make() -> dict[str, Tensor]:
-        made.append(1)
-        return {"w": torch.arange(4.0)}
+    def make(name: str) -> Tensor:
+        made.append(name)
+        return torch.arange(4.0)
+
+    def share(_: int) -> dict[str, Tensor]:
+        return shared_tensors(tmp_path / "variant.safetensors", {"w": (4,)}, torch.bfloat16, make)
 
     with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda _: shared_weights(tmp_path / "variant.safetensors", make), range(4)))
-    assert made == [1]
-    assert all(torch.equal(result["w"], torch.arange(4.0)) for result in results)
+        results = list(pool.map(share, range(4)))
+    assert made == ["w"]
+    assert all(torch.equal(result["w"], torch.arange(4.0).bfloat16()) for result in results)
