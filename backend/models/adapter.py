@@ -41,6 +41,12 @@ class Adapter(Protocol):
         Every rank runs it on the same request and comes to the same answer, before any of them enters a collective.
         """
 
+    def check_values(self, conditioning: Mapping[str, Tensor]) -> None:
+        """What shapes do not say: accept the conditioning of one branch by its numbers, or raise the same.
+
+        Every rank runs it on every branch of a call, also on those that it will not compute.
+        """
+
     def bind(self, mesh: SequenceMesh) -> None:
         """Run on this mesh from now on; cheap, and nothing when it is the current one."""
 

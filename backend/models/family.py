@@ -117,6 +117,9 @@ class Family(ABC, Generic[Geometry]):
     def check(self, geometry: Geometry, request: CallSpec) -> None:
         """What :meth:`inputs` cannot say: which of a call's tensors must fit one another. Runs after its check, and raises the same."""
 
+    def check_values(self, conditioning: Mapping[str, Tensor]) -> None:
+        """What shapes do not say: masks that the network cannot follow. Raises like :meth:`check`."""
+
     def alike(self, call: ModelCall) -> list[Tensor]:
         """Pictures that can share a forward pass, as int64 row numbers; empty: all of them.
 
@@ -183,6 +186,9 @@ class TransformerAdapter:
     def check(self, request: CallSpec) -> None:
         self._inputs.check(request)
         self.family.check(self.geometry, request)
+
+    def check_values(self, conditioning: Mapping[str, Tensor]) -> None:
+        self.family.check_values(conditioning)
 
     def velocity(
         self, x: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor], options: Mapping[str, Option]

@@ -63,10 +63,15 @@ class GatedNetwork:
         """Conditioning as the network takes it: cast to the compute dtype, repeated to the batch. Once per trajectory.
 
         Integers stay what they are; masks of truth values do not, as in ComfyUI.
+
+        Raises:
+            BadRequest, UnsupportedInput: the network cannot follow its masks; on every rank alike, whichever of them would compute with it.
         """
         dtype = self._model.dtype
         cast = {name: t if t.dtype in _KEPT_DTYPES else t.to(dtype) for name, t in conditioning.items()}
-        return {name: repeat_to_batch(tensor, batch) for name, tensor in cast.items()}
+        repeated = {name: repeat_to_batch(tensor, batch) for name, tensor in cast.items()}
+        self._model.adapter.check_values(repeated)
+        return repeated
 
     def __call__(self, x: Tensor, timestep: Tensor, conditioning: Conditioning, options: Options) -> Tensor:
         """The velocity at ``x`` ``[batch, channels, height, width]`` as float32, for ``timestep`` float32 ``[batch]``.

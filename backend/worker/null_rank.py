@@ -31,6 +31,9 @@ class NullAdapter:
     def check(self, request: CallSpec) -> None:
         """Nothing is wrong with any call."""
 
+    def check_values(self, conditioning: Mapping[str, Tensor]) -> None:
+        """Nor with any numbers."""
+
     def bind(self, mesh: SequenceMesh) -> None:
         """Nothing is split."""
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from tutti.backend.models.registry import load_model
+from tutti.backend.parallel.branches import compute_branches
 from tutti.backend.parallel.exchange import RawCodec
 from tutti.backend.parallel.plan import Plan
 
 from tests.support.calls import read_calls
 from tests.support.ranks import this_rank
-
-DROPPED = "dropped"
 
 
 class _Dropped(RawCodec):
@@ -33,15 +34,26 @@ def main() -> None:
     rank.facts = {"families": sorted({model.family for model in models.values()})}
     calls = read_calls(Path(rank.arguments["calls"]))
     whole = RawCodec.decode
-    for case in rank.arguments["cases"]:
-        drops = case.get(DROPPED, False) and rank.rank == rank.world_size - 1
+    for (plan, checkpoint, dropped), group in groupby(rank.arguments["cases"], key=_together):
+        cases, model, mesh = list(group), models[checkpoint], rank.group.mesh(Plan.parse(plan))
+        model.bind(mesh)
+        drops = dropped and mesh.sequence.index == mesh.sequence.size - 1
         RawCodec.decode = _Dropped.decode if drops else whole  # type: ignore[method-assign]
-        model = models[case["checkpoint"]]
-        model.bind(rank.group.mesh(Plan.parse(case["plan"])))
-        call = calls[case["call"]]
-        model.adapter.check(call.spec())
-        rank.tensors[case["name"]] = model.adapter.velocity(call.x, call.timestep, call.conditioning, call.options)
+
+        def compute(index: int, cases: list[Any] = cases, adapter: Any = model.adapter) -> Tensor:
+            call = calls[cases[index]["call"]]
+            adapter.check(call.spec())
+            velocity: Tensor = adapter.velocity(call.x, call.timestep, call.conditioning, call.options)
+            return velocity
+
+        # With cfg parallel each half of the ranks computes every other call, of another size than its neighbour's.
+        answers = compute_branches(mesh, [tuple(case["shape"]) for case in cases], compute)
+        rank.tensors |= {case["name"]: answer for case, answer in zip(cases, answers, strict=True)}
     rank.finish()
+
+
+def _together(case: dict[str, Any]) -> tuple[str, str, bool]:
+    return case["plan"], case["checkpoint"], case["dropped"]
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ SIZE = {"hidden": 768, "depth": 2, "depth_single": 4}
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("memory")
     geometry: FluxGeometry = write_tiny_flux(folder / "tiny.safetensors", dtype=torch.bfloat16, **SIZE)
+    write_tiny_flux(folder / "warm_up.safetensors", hidden=128, depth=1, depth_single=1)
     save_file(loras.formats(geometry)["kohya"], folder / "lora.safetensors")
     return folder
 
@@ -33,6 +34,7 @@ def stages(folder: Path, out: Path, *, dtype: str, shared: bool) -> dict[str, in
     arguments = {
         "checkpoint": str(folder / "tiny.safetensors"),
         "lora": str(folder / "lora.safetensors"),
+        "warm_up": str(folder / "warm_up.safetensors"),
         "dtype": dtype,
         "shared_file": str(out / "shared" / "model.safetensors") if shared else "",
     }

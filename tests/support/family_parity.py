@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from tutti.backend.models.family import Family
 from tutti.backend.models.tiny import write_tiny
+from tutti.backend.parallel.plan import Plan
 
 from tests.support.calls import DrawnCall, write_calls
 from tests.support.parity import relative_error
@@ -17,8 +18,8 @@ from tests.support.stock import StockFile, stock_runs
 
 PLANS: Final[Mapping[int, tuple[str, ...]]] = {
     1: ("ulysses=1,ring=1",),
-    2: ("ulysses=2,ring=1", "ulysses=1,ring=2"),
-    4: ("ulysses=2,ring=2",),
+    2: ("ulysses=2,ring=1", "ulysses=1,ring=2", "cfg=2"),
+    4: ("ulysses=2,ring=2", "cfg=2,ulysses=2"),
 }
 """World size -> the plans that every family is compared under."""
 
@@ -68,9 +69,17 @@ def compare(family: Family[Any], rows: Sequence[FamilyRow], folder: Path) -> Com
     found = Comparison()
     for world_size, plans in PLANS.items():
         cases = [
-            {"name": f"{plan}/{name}/{dropped}", "plan": plan, "call": name, "checkpoint": path, "dropped": dropped}
+            {
+                "name": f"{plan}/{name}/{dropped}",
+                "plan": plan,
+                "call": name,
+                "checkpoint": path,
+                "dropped": dropped,
+                "shape": list(expected[name].shape),
+            }
             for plan in plans
-            for dropped in ((False, True) if world_size > 1 else (False,))
+            # Without a sequence group there is no exchange of tokens to drop.
+            for dropped in ((False, True) if Plan.parse(plan).ring * Plan.parse(plan).ulysses > 1 else (False,))
             for name, path in checkpoint_of.items()
         ]
         arguments = {

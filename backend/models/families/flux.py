@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import BadCheckpoint
 from ...parallel.hooks import Gather, Split
@@ -183,6 +183,10 @@ class Flux(Family[FluxGeometry]):
             axes_dims_rope=ROTARY_AXES,
         )
         network.time_text_embed = ConditioningVector(network.time_text_embed)
+        for module in network.modules():
+            if isinstance(module, nn.RMSNorm):
+                # ComfyUI's query and key norms have torch's own epsilon for the dtype, diffusers' 1e-6.
+                module.eps = None
         return network
 
     def inputs(self, geometry: FluxGeometry) -> Inputs:

@@ -8,7 +8,7 @@ video's, in single blocks all of the text does.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -189,15 +189,20 @@ class HunyuanVideo(Family[HunyuanVideoGeometry]):
         # The text refiner's attention stays local.
         return name.startswith(("transformer_blocks.", "single_transformer_blocks.")) and name.endswith(".attn")
 
-    def alike(self, call: ModelCall) -> list[Tensor]:
-        mask = call.conditioning.get("attention_mask")
+    def check_values(self, conditioning: Mapping[str, Tensor]) -> None:
+        mask = conditioning.get("attention_mask")
         if mask is None:
-            return []
+            return
         # ComfyUI adds a mask of any other dtype to the attention's scores: that excludes no token.
         if mask.dtype not in (torch.int32, torch.int64) or bool((mask != mask.bool()).any()):
             raise UnsupportedInput("Give attention_mask as integers: 1 for a token that counts, 0 for any other.")
         if not bool(mask.any(dim=1).all()):
             raise BadRequest("Give every video a prompt: attention_mask leaves some without any token of text.")
+
+    def alike(self, call: ModelCall) -> list[Tensor]:
+        mask = call.conditioning.get("attention_mask")
+        if mask is None:
+            return []
         kinds = mask.unique(dim=0, return_inverse=True)[1]
         count = int(kinds.max()) + 1
         return [] if count == 1 else [(kinds == kind).nonzero().flatten() for kind in range(count)]

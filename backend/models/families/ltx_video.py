@@ -199,6 +199,11 @@ class LtxVideo(Family[LtxVideoGeometry]):
                 f"and timesteps of {list(request.timestep_shape)}."
             )
 
+    def check_values(self, conditioning: Mapping[str, Tensor]) -> None:
+        kept = _kept(conditioning)
+        if kept is not None and not kept.any():
+            raise BadRequest(f"{_GUIDES}: its noise mask leaves out every token.")
+
     def is_joint_attention(self, name: str) -> bool:
         return name.endswith(".attn1")
 
@@ -287,10 +292,7 @@ def _kept(conditioning: Mapping[str, Tensor]) -> Tensor | None:
     """
     if "keyframe_idxs" not in conditioning:
         return None
-    kept = ~(conditioning["denoise_mask"][0] < 0).any(dim=0).flatten()
-    if not kept.any():
-        raise BadRequest(f"{_GUIDES}: its noise mask leaves out every token.")
-    return kept
+    return ~(conditioning["denoise_mask"][0] < 0).any(dim=0).flatten()
 
 
 def _with_guides(positions_13S: Tensor, keyframes_B3K2: Tensor, kept: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ what it is told about a token comes from here: diffusers places odd grids and te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -154,20 +154,26 @@ class QwenImage(Family[QwenImageGeometry]):
     def is_joint_attention(self, name: str) -> bool:
         return name.endswith(".attn")
 
-    def alike(self, call: ModelCall) -> list[Tensor]:
-        mask = call.conditioning.get("attention_mask")
+    def check_values(self, conditioning: Mapping[str, Tensor]) -> None:
+        mask = conditioning.get("attention_mask")
         if mask is None:
-            return []
+            return
         if mask.is_floating_point():
             raise UnsupportedInput(
                 "Give attention_mask as whole numbers, 1 for a token that counts: other masks are added to the attention's scores, "
                 "which Tutti cannot do."
             )
-        masks, group_of = (mask > 0).unique(dim=0, return_inverse=True)
-        if not masks.any(dim=1).all():
+        # ComfyUI's softmax over no token at all is a mean over masked ones.
+        if not (mask > 0).any(dim=1).all():
             raise UnsupportedInput(
                 "Connect text for every picture: an attention_mask without any token that counts does not work here."
             )
+
+    def alike(self, call: ModelCall) -> list[Tensor]:
+        mask = call.conditioning.get("attention_mask")
+        if mask is None:
+            return []
+        masks, group_of = (mask > 0).unique(dim=0, return_inverse=True)
         return [(group_of == group).nonzero()[:, 0] for group in range(len(masks))]
 
     def arrange(self, network: Any, geometry: QwenImageGeometry, call: ModelCall) -> Arranged:

@@ -13,9 +13,9 @@ from torch import Tensor
 from tutti.backend.errors import BadCheckpoint
 from tutti.backend.models.checkpoint import open_checkpoint
 from tutti.backend.models.families.flux import Flux, FluxGeometry
+from tutti.backend.models.host_share import shared_tensors
 from tutti.backend.models.lora.adapters import Adapter, Patch, patched
 from tutti.backend.models.lora.read import Target, read_lora, targets_of
-from tutti.backend.models.host_share import shared_tensors
 from tutti.backend.models.lora.variant import OriginalWeights, Variant, merged_weights
 from tutti.backend.models.registry import load_model
 

@@ -201,4 +201,4 @@ def test_what_cannot_be_done_exactly_is_refused(
 )
 def test_masks_that_cannot_be_honoured_are_refused(mask: Tensor, says: str, adapter: TransformerAdapter) -> None:
     with pytest.raises(UnsupportedInput, match=says):
-        masked_velocity(adapter, mask)
+        adapter.check_values({"attention_mask": mask})

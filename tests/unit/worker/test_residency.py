@@ -11,8 +11,8 @@ import pytest
 import torch
 from tutti.backend.errors import BadCheckpoint, OutOfMemory
 from tutti.backend.models.registry import ResidentModel, WeightBytes, load_model
-from tutti.backend.worker.null_rank import NullAdapter
 from tutti.backend.worker.memory import Memory
+from tutti.backend.worker.null_rank import NullAdapter
 from tutti.backend.worker.residency import ModelKey, ResidentModels
 
 from tests.support.checkpoints import write_tiny_flux
