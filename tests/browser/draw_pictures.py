@@ -47,6 +47,14 @@ class Thumbnail:
 SHOWN = {
     "Tutti FLUX.1 text to image": Thumbnail("FLUX.1", "Text to image, on all your GPUs", ("CLIPTextEncode", "TuttiLoadDiffusionModel", "KSampler")),
     "Tutti FLUX.1 image to image": Thumbnail("FLUX.1", "Image to image, on all your GPUs", ("LoadImage", "TuttiLoadDiffusionModel", "KSampler")),
+    "Tutti FLUX.2 text to image": Thumbnail("FLUX.2", "Text to image, on all your GPUs", ("CLIPTextEncode", "TuttiLoadDiffusionModel", "SamplerCustomAdvanced")),
+    "Tutti HunyuanVideo text to video": Thumbnail("HunyuanVideo", "Text to video, on all your GPUs", ("CLIPTextEncode", "TuttiLoadDiffusionModel", "SamplerCustomAdvanced")),
+    "Tutti LTX-Video text to video": Thumbnail("LTX-Video", "Text to video, on all your GPUs", ("CLIPTextEncode", "TuttiLoadDiffusionModel", "SamplerCustom")),
+    "Tutti Qwen-Image edit": Thumbnail("Qwen-Image-Edit", "Edit a picture, on all your GPUs", ("LoadImage", "TuttiLoadDiffusionModel", "KSampler")),
+    "Tutti Qwen-Image text to image": Thumbnail("Qwen-Image", "Text to image, on all your GPUs", ("CLIPTextEncode", "TuttiLoadDiffusionModel", "KSampler")),
+    "Tutti SD3.5 text to image": Thumbnail("SD 3.5", "Text to image, on all your GPUs", ("CLIPTextEncode", "TuttiLoadDiffusionModel", "KSampler")),
+    "Tutti Wan 2.2 text to video": Thumbnail("Wan 2.2", "Text to video, on all your GPUs", ("CLIPTextEncode", "TuttiLoadDiffusionModel", "KSamplerAdvanced")),
+    "Tutti Z-Image text to image": Thumbnail("Z-Image", "Text to image, on all your GPUs", ("CLIPTextEncode", "TuttiLoadDiffusionModel", "KSampler")),
     "Tutti demo": Thumbnail("Demo", "A first picture, nothing to download", ("TuttiDemoPrompt", "TuttiDemoLoader", "SaveImage"), runs=True),
 }  # fmt: skip
 
