@@ -28,6 +28,7 @@ from tests.comfy.rig import (
     Stock,
     needs,
 )
+from tests.comfy.served_families import SERVED, SMALL_DETECTION
 from tests.support import comfyui, daemon, loras
 from tests.support.checkpoints import write_tiny_flux
 from tests.support.comfyui import ComfyServer
@@ -67,6 +68,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny_flux(files / "fill.safetensors", in_channels=96, **SIZES)
     (files / "sub").mkdir()
     write_tiny_flux(files / "sub" / "folder.safetensors", seed=5, **SIZES)
+    for family in SERVED.values():
+        family.write(files)
     _write_what_cannot_be_loaded(files)
     _write_loras(folder / "loras")
     return folder
@@ -88,14 +91,11 @@ def _write_what_cannot_be_loaded(files: Path) -> None:
     save_file({"something": torch.zeros(4, 4)}, files / "no-model.safetensors")
     odd_format = load_file(files / CHECKPOINT) | {"img_in.comfy_quant": as_bytes({"format": "int3"})}
     save_file(odd_format, files / "quantised.safetensors")
-    # The tensors by which ComfyUI's detection knows Stable Diffusion 3.
+    # The tensors by which ComfyUI's detection knows AuraFlow.
     names = {
-        "joint_blocks.0.context_block.attn.qkv.weight": (192, 64),
-        "x_embedder.proj.weight": (64, 16, 2, 2),
-        "final_layer.linear.weight": (64, 64),
-        "pos_embed": (1, 16, 64),
-        "y_embedder.mlp.0.weight": (64, 32),
-        "context_embedder.weight": (64, 48),
+        "double_layers.0.attn.w1q.weight": (64, 64),
+        "positional_encoding": (1, 16, 64),
+        "cond_seq_linear.weight": (64, 48),
     }
     another = {name: torch.zeros(shape) for name, shape in names.items()}
     save_file(another, files / "another-family.safetensors")
@@ -106,7 +106,8 @@ def stock(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
     """The reference of every comparison."""
     needs(MAIN_VERSION)
     base = tmp_path_factory.mktemp("stock")
-    with comfyui.running(MAIN_VERSION, base, packs={"fixture_nodes": FIXTURE_NODES}, models=models) as server:
+    packs = {"fixture_nodes": FIXTURE_NODES}
+    with comfyui.running(MAIN_VERSION, base, packs=packs, models=models, extra_environment=SMALL_DETECTION) as server:
         yield Stock(server)
 
 
@@ -121,7 +122,7 @@ def comfy_state_dir() -> Iterator[Path]:
 def comfy(models: Path, comfy_state_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     """ComfyUI with the pack. Daemons come and go; it finds the present one by itself."""
     needs(MAIN_VERSION)
-    environment = {"TUTTI_STATE_DIR": str(comfy_state_dir), "TUTTI_START_DAEMON": "0"}
+    environment = {"TUTTI_STATE_DIR": str(comfy_state_dir), "TUTTI_START_DAEMON": "0", **SMALL_DETECTION}
     base = tmp_path_factory.mktemp("comfy")
     with comfyui.running(MAIN_VERSION, base, packs=PACKS, models=models, extra_environment=environment) as server:
         yield server

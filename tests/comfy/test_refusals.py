@@ -120,7 +120,10 @@ def test_a_text_width_that_does_not_fit_is_refused(comfy: ComfyServer) -> None:
     [
         ({"unet_name": "nowhere.safetensors"}, "Put the checkpoint into a models folder"),
         ({"unet_name": "../../etc/passwd"}, "Put the checkpoint into a models folder"),
-        ({"unet_name": "another-family.safetensors"}, "Load this file with ComfyUI's own loader: it is a SD3 model"),
+        (
+            {"unet_name": "another-family.safetensors"},
+            "Load this file with ComfyUI's own loader: it is a AuraFlow model",
+        ),
         ({"unet_name": "no-model.safetensors"}, "Choose a diffusion model file"),
         ({"unet_name": "quantised.safetensors"}, "Choose a file in bf16, fp16 or fp32"),
         ({"unet_name": "cut-off.safetensors"}, ""),

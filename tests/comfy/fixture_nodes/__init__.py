@@ -8,6 +8,7 @@ from .conditioning_changes import TestConditioningChange
 from .inputs import TestConditioning, TestLatent
 from .model_changes import TestModelChange
 from .sampling_changes import TestSampler
+from .small_detection import install
 
 NODE_CLASS_MAPPINGS = {
     "TestConditioning": TestConditioning,
@@ -16,5 +17,7 @@ NODE_CLASS_MAPPINGS = {
     "TestModelChange": TestModelChange,
     "TestSampler": TestSampler,
 }
+
+install()
 
 __all__ = ["NODE_CLASS_MAPPINGS"]

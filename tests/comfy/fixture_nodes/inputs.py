@@ -54,11 +54,21 @@ class TestLatent:
                 "width": SIZE,
                 "scale": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 100.0}),
             },
-            "optional": {"nonce": NONCE},
+            "optional": {"frames": SIZE, "nonce": NONCE},
         }
 
     def make(
-        self, seed: int, batch: int, channels: int, height: int, width: int, scale: float, nonce: int = 0
+        self,
+        seed: int,
+        batch: int,
+        channels: int,
+        height: int,
+        width: int,
+        scale: float,
+        frames: int = 0,
+        nonce: int = 0,
     ) -> tuple[dict[str, Any]]:
+        """`frames` above 0 makes the latent of a video."""
         generator = torch.Generator().manual_seed(seed)
-        return ({"samples": torch.randn(batch, channels, height, width, generator=generator) * scale},)
+        sizes = (frames, height, width) if frames else (height, width)
+        return ({"samples": torch.randn(batch, channels, *sizes, generator=generator) * scale},)
