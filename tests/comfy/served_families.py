@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from tutti.backend.models.tiny import write_tiny
 
 from tests.support import families
-from tests.support.families import flux2, hunyuan_video, ltx_video, qwen_image, sd3, wan, z_image
+from tests.support.families import flux2, hunyuan_video, qwen_image, sd3, wan, z_image
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 from tutti.backend.models.families.flux import Flux, FluxGeometry
+from tutti.backend.models.family import Family
 
 Tensors = dict[str, Tensor]
 RANK: Final = 4
@@ -17,14 +18,14 @@ def _random(generator: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(shape, generator=generator) / shape[-1] ** 0.5
 
 
-def shapes(geometry: FluxGeometry, *, original: bool) -> dict[str, tuple[int, int]]:
-    """Matrices of the network by the original or diffusers' names: layer -> (out, in)."""
-    flux = Flux()
+def shapes(geometry: Any, *, original: bool, family: Family[Any] | None = None) -> dict[str, tuple[int, int]]:
+    """Matrices of a network (a FLUX.1's, if no family is given) by the original or diffusers' names: layer -> (out, in)."""
+    family = family or Flux()
+    original = original and bool(family.original_marks)
     found: dict[str, tuple[int, int]] = {}
-    for name, tensor in flux.empty_network(geometry).state_dict().items():
+    for name, tensor in family.empty_network(geometry).state_dict().items():
         if tensor.ndim == 2 and name.endswith(".weight"):
-            source = flux.key_map(geometry).source(name)
-            layer = (source.name if original else name).removesuffix(".weight")
+            layer = (family.key_map(geometry).source(name).name if original else name).removesuffix(".weight")
             rows = found.get(layer, (0, 0))[0] if original else 0
             found[layer] = (rows + tensor.shape[0], tensor.shape[1])
     return found

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import torch
 from comfy_kitchen.tensor import get_layout_class
-from gguf import GGMLQuantizationType, GGUFWriter, quants
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, quants
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -22,8 +23,16 @@ COMFY: Final = {
     "nvfp4": "TensorCoreNVFP4Layout",
 }
 """Formats that ComfyUI names in ``.comfy_quant``, and who packs them."""
-GGUF_TYPES: Final = ("Q4_0", "Q5_1", "Q8_0", "F16", "BF16")
-"""What the gguf package can write; it reads the K types too."""
+GGUF_TYPES: Final = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16", "BF16")
+"""What the gguf package can write."""
+GGUF_K_TYPES: Final[Mapping[str, tuple[int, ...]]] = {
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+}
+"""What it only reads -> where the factors (float16) lie in a block; everything else in a block may have any value."""
 
 
 def is_quantised(name: str, tensor: Tensor) -> bool:
@@ -79,13 +88,26 @@ def old_scaled_fp8(plain: Tensors, *, prefix: str = "") -> tuple[Tensors, Tensor
     return stored, values
 
 
+def some_blocks(tensor: Tensor, type_name: str) -> np.ndarray:
+    """Blocks of a K type for a matrix of this shape, of small values: uint8 ``[out, bytes of a row]``."""
+    block_size, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[type_name]]
+    dice = np.random.default_rng(tensor.numel())
+    blocks = dice.integers(0, 256, (tensor.numel() // block_size, block_bytes), dtype=np.uint8)
+    for begin in GGUF_K_TYPES[type_name]:
+        factors = dice.uniform(1e-4, 3e-4, (len(blocks), 1)).astype(np.float16)
+        blocks[:, begin : begin + 2] = factors.view(np.uint8)
+    return blocks.reshape(len(tensor), -1)
+
+
 def write_gguf(path: Path, plain: Tensors, type_name: str) -> Tensors:
     """Write a GGUF file; returns the same weights as plain numbers."""
     kind = GGMLQuantizationType[type_name]
     writer, values = GGUFWriter(path, "flux"), dict(plain)
     for name, tensor in plain.items():
         if is_quantised(name, tensor):
-            packed = quants.quantize(tensor.numpy(), kind)
+            packed = (
+                quants.quantize(tensor.numpy(), kind) if type_name in GGUF_TYPES else some_blocks(tensor, type_name)
+            )
             writer.add_tensor(name, packed, raw_dtype=kind)
             values[name] = torch.from_numpy(quants.dequantize(packed, kind)).reshape(tensor.shape).float()
         else:

@@ -57,7 +57,7 @@ def test_a_quantised_layout_of_comfyuis_is_read_as_its_numbers(name: str, tiny: 
     assert relative_error(ours, velocity(tiny)) > 100 * EXACT, "the control: packing loses something"
 
 
-@pytest.mark.parametrize("type_name", quantised.GGUF_TYPES)
+@pytest.mark.parametrize("type_name", [*quantised.GGUF_TYPES, *quantised.GGUF_K_TYPES])
 def test_gguf_is_read_as_its_numbers(type_name: str, tiny: Path, tmp_path: Path) -> None:
     values = quantised.write_gguf(tmp_path / "tiny.gguf", load_file(tiny), type_name)
     save_file({name: tensor.contiguous() for name, tensor in values.items()}, tmp_path / "plain.safetensors")
