@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..assets.files import shipped_file
+from ..assets.files import shipped_file, shipped_names
 from ..errors import BadCheckpoint, UnknownModel
 from ..wire.limits import MANIFEST_ENTRIES
 from ..wire.messages import ManifestEntry
@@ -53,6 +53,7 @@ class Catalog:
         self._given = [folder / name for folder in models for name in SUBFOLDERS]
         self._folders_file = folders_file
         self._assets = assets
+        self._shipped_names = frozenset() if assets is None else shipped_names(assets)
         self.shipped = None if assets is None else assets / "models" / CATEGORY
         """Searched first: who asks for the shipped model by its name gets it, whatever else has that name."""
         self._from_file: tuple[tuple[int, int] | None, list[Path]] = (None, [])
@@ -70,7 +71,7 @@ class Catalog:
 
         Raises:
             UnknownModel: there is none.
-            BadCheckpoint: it is no whole safetensors file, or a shipped one that is not what was shipped.
+            BadCheckpoint: it is no whole safetensors file, or the shipped one is missing or not what was shipped.
         """
         return self.describe(name).file
 
@@ -111,7 +112,7 @@ class Catalog:
 
     def _find(self, name: str) -> tuple[Path, os.stat_result]:
         parts = relative_path(name)
-        for folder in self.folders():
+        for folder in self._folders_for(name):
             path = folder.joinpath(*parts)
             if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
                 raise unknown(name)
@@ -121,7 +122,13 @@ class Catalog:
                 continue
             if stat.S_ISREG(info.st_mode):
                 return path, info
+        if self._assets is not None and name in self._shipped_names:
+            shipped_file(name, self._assets)  # says that it is missing
         raise unknown(name)
+
+    def _folders_for(self, name: str) -> list[Path]:
+        """Who asks for the shipped model never gets another one of that name."""
+        return [self.shipped] if self.shipped is not None and name in self._shipped_names else self.folders()
 
     def _read(self, path: Path, info: os.stat_result) -> Described:
         if self._assets is not None and self.shipped is not None and path.is_relative_to(self.shipped):
