@@ -56,6 +56,7 @@ def test_a_wrong_option_is_refused_with_what_to_do(wrong: dict[str, Any], says: 
         ("ulysses=4", None, "divides the model's 2 heads"),
         ("ring=2", 3, "Choose a plan for 3 rank(s)"),
         ("cfg=2", None, "CFG parallel"),
+        ("ring=9999", None, "Choose a plan of at most 64 ranks"),
     ],
 )
 def test_a_plan_that_cannot_run_is_refused_naming_the_legal_ones(plan: str, ranks: int | None, says: str) -> None:
