@@ -73,7 +73,7 @@ def is_stock_callback(callback: Callable[..., Any] | None) -> bool:
 
 
 def local_models() -> list[str]:
-    """The names of the checkpoints that this ComfyUI sees in its own folders, and of the one that every daemon has: it ships with Tutti."""
+    """The names of the checkpoints that this ComfyUI sees in its own folders, and of the one that ships with Tutti."""
     import folder_paths
 
     from ..backend.assets.files import MODELS_FOLDER, TRANSFORMER

@@ -61,9 +61,10 @@ class TuttiDemoLoader(io.ComfyNode):  # type: ignore[misc]
         shipped_file(TRANSFORMER)
         try:
             model = load(TRANSFORMER.removeprefix(PREFIX), DTYPES[0], plan)
-        except UnknownModel as error:
+        except (UnknownModel, BadCheckpoint) as error:
+            # The files here are whole: this is about the daemon's box.
             raise BadCheckpoint(
-                "Install this version of Tutti where the daemon runs, and start it again: the daemon does not have the demo model."
+                "Install this version of Tutti again where the daemon runs, and start the daemon again: its demo model is missing or damaged."
             ) from error
         return io.NodeOutput(model, host.load_vae(str(vae_file)))
 

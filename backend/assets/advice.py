@@ -6,11 +6,13 @@ from typing import Final
 
 from ..errors import BadRequest
 from .prompt import PARTS, TOKENS, Prompt, parse
-from .vocabulary import BACKGROUNDS, CENTER, COLOURS, COLUMNS, ROWS, SHAPES, SIZES, TEXTURES
+from .vocabulary import BACKGROUNDS, CENTER, COLOURS, COLUMNS, GREY, ROWS, SHAPES, SIZES, TEXTURES
 
 EXAMPLE: Final = "a large red circle at the top left and a small blue star on a grey background"
 GUIDANCE: Final = (1.0, 2.5, 5.0)
 """Least, usual and most guidance that the model was taught."""
+SIDES: Final = (128, 256)
+"""Least and greatest side, in pixels, of the pictures that the model was taught."""
 _SHOWN_LETTERS: Final = 80
 
 
@@ -51,13 +53,26 @@ def understood(prompt: Prompt) -> str:
 
 
 def warnings(prompt: Prompt) -> list[str]:
-    """A sentence for everything that was written and has no effect."""
+    """A sentence for everything that was written and has no effect, or not the one that is meant."""
     found = []
     if prompt.unknown:
         found.append(f"Without effect, because the demo model does not know them: {_listed(prompt.unknown)}.")
     if prompt.left_out:
         found.append(f"Left out, because a prompt has room for {PARTS} objects and {TOKENS} words: {_listed(prompt.left_out)}.")  # fmt: skip
+    odd = tuple(word for word, part in prompt.words if part >= PARTS and word not in BACKGROUNDS)
+    if odd:
+        found.append(f"Never seen as a background, of which there are {', '.join(BACKGROUNDS)}: {_listed(odd)}.")
+    if any(word == GREY and part < PARTS for word, part in prompt.words):
+        found.append(f"Never seen as an object's colour: {GREY}, which only backgrounds have.")
     return found
+
+
+def size_warning(width: int, height: int) -> str:
+    """A sentence about a size, in pixels, that the model was not taught; else empty."""
+    low, high = SIDES
+    if all(low <= side <= high for side in (width, height)):
+        return ""
+    return f"The demo model was taught pictures with sides of {low} to {high} pixels, and {width} x {height} will look worse."
 
 
 def _listed(words: tuple[str, ...]) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..assets.files import shipped_file
+from ..assets.files import shipped_file, shipped_names
 from ..errors import UnknownModel
 from ..formats.read import SUFFIXES, is_later_shard, read_header
 from ..wire.limits import MANIFEST_ENTRIES
@@ -61,6 +61,7 @@ class Catalog:
         self._stored = stored
         self._folders_file = folders_file
         self._assets = assets
+        self._shipped_names = frozenset() if assets is None else shipped_names(assets)
         self.shipped = None if assets is None else assets / "models" / CATEGORY
         """Searched first: who asks for the shipped model by its name gets it, whatever else has that name."""
         self._from_file: tuple[tuple[int, int] | None, dict[str, list[Path]]] = (None, {})
@@ -101,7 +102,7 @@ class Catalog:
 
         Raises:
             UnknownModel: there is none.
-            BadCheckpoint: it is no whole checkpoint, or a shipped one that is not what was shipped.
+            BadCheckpoint: it is no whole checkpoint, or the shipped one is missing or not what was shipped.
         """
         return self.describe(name).file
 
@@ -112,7 +113,7 @@ class Catalog:
             UnknownModel: there is none.
             BadCheckpoint: it is no whole checkpoint, or a shipped one that is not what was shipped.
         """
-        path, info = self._find(name, self.folders(), CATEGORY)
+        path, info = self._find(name, self._folders_for(name), CATEGORY)
         key = (str(path), info.st_size, info.st_mtime_ns)
         with self._headers_lock:
             described = self._headers.get(key)
@@ -140,8 +141,7 @@ class Catalog:
             for parts, size_bytes in _walk(folder, ()):
                 yield "/".join((CATEGORY, *parts)), size_bytes
 
-    @staticmethod
-    def _find(name: str, folders: Sequence[Path], kind: str) -> tuple[Path, os.stat_result]:
+    def _find(self, name: str, folders: Sequence[Path], kind: str) -> tuple[Path, os.stat_result]:
         parts = relative_path(name, kind)
         for folder in folders:
             path = folder.joinpath(*parts)
@@ -153,7 +153,13 @@ class Catalog:
                 continue
             if stat.S_ISREG(info.st_mode):
                 return path, info
+        if self._assets is not None and name in self._shipped_names:
+            shipped_file(name, self._assets)  # says that it is missing
         raise unknown(name)
+
+    def _folders_for(self, name: str) -> list[Path]:
+        """Who asks for the shipped model never gets another one of that name."""
+        return [self.shipped] if self.shipped is not None and name in self._shipped_names else self.folders()
 
     def _read(self, path: Path, info: os.stat_result) -> Described:
         if self._assets is not None and self.shipped is not None and path.is_relative_to(self.shipped):

@@ -8,6 +8,10 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
+    from ..assets.advice import GUIDANCE
+    from ..demo.options import SEED, SIZE, STEPS
+
+    least, usual, most = GUIDANCE
     parser.add_argument(
         "--prompt", action="append", metavar="TEXT", help="what to draw; may be given several times (default: a dozen examples)"
     )  # fmt: skip
@@ -22,14 +26,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--codec", default="off", metavar="NAME", help="how the ranks' exchange is compressed: off is what there is (default: off)"
     )  # fmt: skip
     parser.add_argument(
-        "--size", default="128", metavar="WxH", help="pixels of each picture, such as 192x128 (default: 128, a square)"
+        "--size",
+        default=SIZE,
+        metavar="WxH",
+        help=f"pixels of each picture, such as 192x128 (default: {SIZE}, a square)",
     )
     parser.add_argument("--ranks", type=int, metavar="N", help="how many ranks (default: every GPU, or 2 on a CPU)")
-    parser.add_argument("--steps", type=int, default=28, metavar="N", help="sampler steps (default: 28)")
+    parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help=f"sampler steps (default: {STEPS})")
     parser.add_argument(
-        "--guidance", type=float, default=2.5, metavar="G", help="how closely to keep to the prompt, 1 to 5 (default: 2.5)"
+        "--guidance", type=float, default=usual, metavar="G", help=f"how closely to keep to the prompt, {least:g} to {most:g} (default: {usual})"
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=7, metavar="N", help="of the first picture's noise (default: 7)")
+    parser.add_argument(
+        "--seed", type=int, default=SEED, metavar="N", help=f"of the first picture's noise (default: {SEED})"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

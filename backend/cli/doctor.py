@@ -14,6 +14,7 @@ from typing import Final
 
 from ... import __version__
 from ..assets.files import AUTOENCODER, TRANSFORMER, shipped_file
+from ..assets.files import FOLDER as ASSETS
 from ..broker.catalog import Catalog
 from ..errors import TuttiError
 from ..planning.devices import visible_gpus
@@ -106,10 +107,10 @@ def _check_models(state_dir: Path, models: list[Path]) -> Finding:
     return good("models", f"{len(catalog.list_models())} checkpoint(s) in {', '.join(map(str, folders))}")
 
 
-def _check_demo_model() -> Finding:
+def _check_demo_model(assets: Path = ASSETS) -> Finding:
     try:
         for name in (TRANSFORMER, AUTOENCODER):
-            shipped_file(name)
+            shipped_file(name, assets)
     except TuttiError as error:
         return note("demo model", "cannot be used; everything else can", error.message)
     return good("demo model", "ships with Tutti; both files are whole")

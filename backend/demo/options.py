@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from ..assets.advice import GUIDANCE
-from ..errors import BadRequest
+from ..assets.advice import GUIDANCE, size_warning
+from ..errors import BadPlan, BadRequest
 from ..parallel.plan import Plan, choose_plan
 
 PROMPTS: Final = (
@@ -33,10 +33,14 @@ FILE_NAME: Final = "demo.png"
 HEADS: Final = 2
 """Of the demo model: what a ulysses degree must divide."""
 SIDES: Final = (64, 512)
-TAUGHT_SIDES: Final = (128, 256)
-"""Least and greatest side, in pixels, of what can be drawn and of what the model was taught."""
+"""Least and greatest side, in pixels, of what can be drawn."""
 MULTIPLE: Final = 16
+STEPS: Final = 28
+SIZE: Final = "128"
+SEED: Final = 7
 MOST_STEPS: Final = 1000
+MOST_RANKS: Final = 64
+"""More than any one box has GPUs: a typing error, not a wish."""
 MOST_PROMPTS: Final = 96
 _OTHER_PICTURES: Final = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
@@ -53,18 +57,18 @@ class DemoOptions:
     codec: str = "off"
     ranks: int | None = None
     """Ranks to start; None means as many as the plan has, else every GPU, or two CPU ranks."""
-    steps: int = 28
-    size: str = "128"
+    steps: int = STEPS
+    size: str = SIZE
     """Width and height in pixels: ``192x128``, or one number for a square."""
     guidance: float = GUIDANCE[1]
-    seed: int = 7
+    seed: int = SEED
     """Of the first picture's noise; the next one has the next seed."""
 
     def __post_init__(self) -> None:
         if self.codec not in CODECS:
             raise BadRequest(f"Set --codec to {' or '.join(CODECS)}: this release has no codec {self.codec[:40]!r}.")
-        if self.ranks is not None and self.ranks < 1:
-            raise BadRequest(f"Ask for at least one rank: --ranks {self.ranks} is none.")
+        if self.ranks is not None and not 1 <= self.ranks <= MOST_RANKS:
+            raise BadRequest(f"Set --ranks to 1 to {MOST_RANKS}: got {self.ranks}.")
         if not 1 <= self.steps <= MOST_STEPS:
             raise BadRequest(f"Set --steps to 1 to {MOST_STEPS}: got {self.steps}.")
         if not 1 <= len(self.prompts) <= MOST_PROMPTS:
@@ -95,14 +99,14 @@ class DemoOptions:
         if self.plan in ("", "auto"):
             return None
         plan = Plan.parse(self.plan)
+        if plan.world_size > MOST_RANKS:
+            raise BadPlan(f"Choose a plan of at most {MOST_RANKS} ranks: {plan} needs {plan.world_size}.")
         return choose_plan(plan, self.ranks or plan.world_size, HEADS)
 
     def warnings(self) -> list[str]:
         """What can be drawn, but was not taught."""
-        low, high = TAUGHT_SIDES
-        if all(low <= side <= high for side in self.width_and_height):
-            return []
-        return [f"The demo model was taught pictures with sides of {low} to {high} pixels: other sizes look worse."]
+        warning = size_warning(*self.width_and_height)
+        return [warning] if warning else []
 
     def prepared_file(self) -> Path:
         """Where the picture goes, absolute; its folder is made.
@@ -110,13 +114,17 @@ class DemoOptions:
         Raises:
             BadRequest: nothing can be written there.
         """
-        path = self.out.expanduser().absolute()
-        if path.is_dir() or path.suffix.lower() != ".png":
+        try:
+            path = self.out.expanduser().absolute()
+        except RuntimeError as error:
+            raise BadRequest(f"Choose another --out: nobody's home is {self.out.parts[0]}.") from error
+        # os.path's questions, because those of Path raise where a folder above may not be entered.
+        if os.path.isdir(path) or path.suffix.lower() != ".png":
             path = path / FILE_NAME
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BadRequest(f"Choose another --out: the folder {path.parent} cannot be made ({error.strerror}).") from error  # fmt: skip
-        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        if os.path.isdir(path) or not os.access(path if os.path.exists(path) else path.parent, os.W_OK):
             raise BadRequest(f"Choose another --out: {path} cannot be written.")
         return path

@@ -6,7 +6,8 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from ..assets.advice import read_prompt, warnings
 from ..assets.files import AUTOENCODER, TRANSFORMER, shipped_file
 from ..assets.prompt import Prompt
 from ..client import Client
-from ..errors import InternalError, RemoteProtocolError
+from ..errors import BadRequest, InternalError, RemoteProtocolError
 from ..wire.codec import Received
 from ..wire.messages import Progress, Result
 from ..worker.tensors import to_torch
@@ -23,6 +24,9 @@ from .daemon import running_daemon
 from .options import DemoOptions
 from .request import demo_sample
 from .terminal import Terminal
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 DEFAULT_CPU_RANKS: Final = 2
 AT_ONCE: Final = 12
@@ -66,10 +70,23 @@ def run_demo(options: DemoOptions) -> int:
     with terminal.stage(f"write {path.name}"):
         starts = range(0, len(drawn.latents), DECODED_AT_ONCE)
         pictures = [decode(autoencoder, drawn.latents[start : start + DECODED_AT_ONCE]) for start in starts]
-        draw_sheet(torch.cat(pictures), options.prompts).save(path)
+        _write(draw_sheet(torch.cat(pictures), options.prompts), path)
     _say_what_it_took(terminal, options, drawn)
     terminal.line(f"  Done in {time.monotonic() - started_s:.1f} s. The picture: {path}")
     return 0
+
+
+def _write(sheet: Image.Image, path: Path) -> None:
+    """Whole or not at all: an older picture stays if this one cannot be written."""
+    unfinished = path.with_name(f".{path.name}.part")
+    try:
+        sheet.save(unfinished, "PNG")
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise BadRequest(
+            f"Free some space or choose another --out: {path} could not be written ({error.strerror or error})."
+        ) from error
 
 
 def _devices(options: DemoOptions) -> tuple[str, int]:

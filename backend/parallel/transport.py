@@ -100,30 +100,25 @@ class DirectTransport:
     ) -> None:
         rows = _as_bytes(sent)
         dist.all_to_all_single(_as_bytes(received), rows, list(received_splits), list(sent_splits), group=group)
-        self._count((sum(sent_splits) - sent_splits[dist.get_rank(group)]) * rows.shape[1])
+        self.sent_bytes += (sum(sent_splits) - sent_splits[dist.get_rank(group)]) * rows.shape[1]
 
     def rotate(self, received: Tensor, sent: Tensor, *, to_rank: int, from_rank: int, group: ProcessGroup) -> Pending:
         hops: list[dist.P2POp] = []
         if sent.numel():
             hops.append(dist.P2POp(dist.isend, _as_bytes(sent), to_rank, group))
-            self._count(sent.nbytes)
+            self.sent_bytes += sent.nbytes
         if received.numel():
             hops.append(dist.P2POp(dist.irecv, _as_bytes(received), from_rank, group))
         return _Works(dist.batch_isend_irecv(hops) if hops else [])
 
     def all_gather(self, gathered: Tensor, own: Tensor, group: ProcessGroup) -> None:
         gather_bytes(gathered, own, group)
-        self._count(own.nbytes * (dist.get_world_size(group) - 1))
+        self.sent_bytes += own.nbytes * (dist.get_world_size(group) - 1)
 
     def broadcast(self, tensor: Tensor, src: int, group: ProcessGroup) -> None:
         dist.broadcast(tensor.view(-1).view(torch.uint8), src=src, group=group)
         if dist.get_rank() == src:
-            self._count(tensor.nbytes * (dist.get_world_size(group) - 1))
-
-    def _count(self, sent_bytes: int) -> None:
-        # A graph that is compiled around a transfer would be compiled again at every new value.
-        if not torch.compiler.is_compiling():
-            self.sent_bytes += sent_bytes
+            self.sent_bytes += tensor.nbytes * (dist.get_world_size(group) - 1)
 
 
 class HostStagedTransport(DirectTransport):

@@ -23,6 +23,9 @@ environment variables:
   XDG_BIN_HOME     (Linux, macOS) where the command `tutti` is linked: $XDG_BIN_HOME/tutti, else ~/.local/bin/tutti
 """
 
+DEMO_OPTIONS = ("--prompt", "--out", "--plan", "--codec", "--size", "--ranks", "--steps", "--guidance", "--seed")
+"""What `tutti demo` can be told."""
+
 
 def check_pack(pack: Path, runner: Runner) -> int:
     """What ComfyUI-Manager runs: is everything importable that the pack needs inside ComfyUI, and what comes next?"""
@@ -81,6 +84,11 @@ def run_tests(pack: Path, runner: Runner, extra: list[str]) -> int:
     return hand_over(runner, [str(environment.python), "-m", "pytest", *extra])
 
 
+def _is_no_option_of_the_demo(word: str) -> bool:
+    """A typing error is told before anything is installed; what the values may be, `tutti demo` says."""
+    return word.startswith("-") and word.partition("=")[0] not in DEMO_OPTIONS
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line; what follows ``--``, or what only ``tutti demo`` knows, goes to the command that is run in the end."""
     cut = arguments.index("--") if "--" in arguments else len(arguments)
@@ -119,8 +127,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     commands.add_parser("test", parents=[always], help="set everything up and run all tests (-- ARGS go to pytest)")
 
     parsed, others = parser.parse_known_args(arguments[:cut])
-    if others and parsed.command != "demo":
-        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    unknown = [word for word in others if parsed.command != "demo" or _is_no_option_of_the_demo(word)]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     parsed.extra = others + arguments[cut + 1 :]
     if parsed.extra and parsed.command not in ("demo", "test"):
         parser.error("only `demo` and `test` take arguments after --")

@@ -77,14 +77,14 @@ class Decision:
     """Wire code of the error that every rank reports, or empty."""
 
 
-def decide(rows: Sequence[Sequence[int]]) -> Decision:
-    """What the group does, from every rank's row in order of rank.
+def decide(rows: Sequence[Sequence[int]], *, counts: bool = False) -> Decision:
+    """What the group does, from every rank's row in order of rank. ``counts``: whether rows say how much was sent.
 
     Raises:
         OutOfStep: rows of another protocol, job or call, spare words in use, an unknown action or error, or an error that not every
             rank reports.
     """
-    _check_same_place(rows)
+    _check_same_place(rows, counts)
     errors = [row[4] for row in rows]
     if any(errors):
         if len(set(errors)) > 1 or not 0 < errors[0] <= len(_ERROR_CODES):
@@ -101,7 +101,7 @@ def decide(rows: Sequence[Sequence[int]]) -> Decision:
     return Decision(action=Action.CONTINUE, error="")
 
 
-def _check_same_place(rows: Sequence[Sequence[int]]) -> None:
+def _check_same_place(rows: Sequence[Sequence[int]], counts: bool) -> None:
     for rank, row in enumerate(rows):
         if len(row) != WORDS or row[0] != PROTOCOL:
             raise OutOfStep(f"rank {rank} speaks control protocol {row[0] if row else None}, not {PROTOCOL}")
@@ -109,7 +109,9 @@ def _check_same_place(rows: Sequence[Sequence[int]]) -> None:
             raise OutOfStep(
                 f"rank {rank} is at call {row[2]} of job {row[1]}, rank 0 at call {rows[0][2]} of job {rows[0][1]}"
             )
-        if any(row[5:_SENT_BYTES_WORD]) or row[_SENT_BYTES_WORD] < 0 or any(row[_SENT_BYTES_WORD + 1 :]):
+        sent_bytes = row[_SENT_BYTES_WORD]
+        spare = (*row[5:_SENT_BYTES_WORD], *row[_SENT_BYTES_WORD + 1 :], 0 if counts else sent_bytes)
+        if any(spare) or sent_bytes < 0:
             raise OutOfStep(f"rank {rank} uses spare words of the control vector")
 
 
@@ -175,7 +177,7 @@ class CallGate:
         rows = self._exchange(
             torch.tensor(Row(sequence=self._sequence, call=self.call, sent_bytes=sent_bytes).words())
         )()
-        decide(rows.tolist())
+        decide(rows.tolist(), counts=True)
         return int(rows[:, _SENT_BYTES_WORD].sum())
 
     def agree_on(self, error: TuttiError) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,26 +10,39 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tutti.backend.assets.files import AUTOENCODER, FOLDER, TRANSFORMER
+from tutti.backend.assets.files import AUTOENCODER, FOLDER, TRANSFORMER, shipped_file
+from tutti.backend.assets.prompt import parse
+from tutti.backend.demo.autoencoder import decode, load_autoencoder
 
-from tests.comfy.rig import MAIN_VERSION, WHOLE, needs, succeed
+from tests.comfy.rig import MAIN_VERSION, WHOLE, Stock, needs, succeed
 from tests.support import comfyui, workflows
 from tests.support.comfyui import REPOSITORY, ComfyServer, Prompt, Run
 from tests.support.daemon import Daemon
 from tests.support.parity import FP32_TOLERANCE, relative_error
-from tests.support.workflows import Loader, Workflow
+from tests.support.workflows import Link, Loader, Workflow
 
 TEXT = "a large red circle at the top left and a small blue star on a grey background"
 SIDE = 128
+FLUX_SCALE, FLUX_SHIFT = 0.3611, 0.1159
+"""ComfyUI saves FLUX.1's latents as its VAE takes them."""
 DEMO = Loader(class_type="TuttiDemoLoader", inputs={"plan": "auto"})
 """Its second output is the VAE."""
 
 
 def demo(text: str = TEXT, *, negative: str = "", loader: Loader = DEMO, seed: int = 1, **sampling: Any) -> Prompt:
-    """The demo's workflow up to the latent; with the demo's loader up to the saved picture too."""
+    """The demo's workflow up to the latent; with the demo's loader up to the saved picture too. Another loader runs in stock ComfyUI, which
+    is given the prompts as numbers: it has no node for them."""
     w = Workflow(loader=loader, text_width=0, pooled_width=0)
     model, vae = w.model(), ["1", 1]
-    positive, negative = (w.link("TuttiDemoPrompt", text=said, guidance=2.5) for said in (text, negative))
+
+    def conditioning(said: str) -> Link:
+        if loader is DEMO:
+            return w.link("TuttiDemoPrompt", text=said, guidance=2.5)
+        prompt = parse(said)
+        numbers = {"context": prompt.context(), "pooled": prompt.pooled(), "guidance": 2.5}
+        return w.link("TestGivenConditioning", numbers=json.dumps(numbers))
+
+    positive, negative = conditioning(text), conditioning(negative)
     latent = w.link("EmptySD3LatentImage", width=SIDE, height=SIDE, batch_size=1)
     chosen = {"steps": 4, "cfg": 1.0} | sampling
     sampled = w.sample(model, positive=positive, negative=negative, latent_image=latent, seed=seed, **chosen)
@@ -51,25 +65,41 @@ def test_text_becomes_a_picture_with_nothing_but_what_ships(comfy: ComfyServer) 
     assert WHOLE in run.all_texts
     drawn = picture(comfy, run)
     assert drawn.size == (SIDE, SIDE)
-    assert float(np.asarray(drawn).std()) > 1, "never one colour all over"
+    # The same as `tutti demo` decodes: one decoder here, one in ComfyUI.
+    (latent,) = comfy.latents(run)
+    in_model_space = (latent - FLUX_SHIFT) * FLUX_SCALE
+    expected = decode(load_autoencoder(shipped_file(AUTOENCODER)), in_model_space)[0].numpy()
+    assert np.abs(np.asarray(drawn).astype(int) - expected.astype(int)).max() <= 2
+    assert expected.std() > 10, "never one colour all over"
 
 
 @pytest.mark.usefixtures("two_ranks")
 @pytest.mark.parametrize("sampling", [{}, {"cfg": 3.0}], ids=["cfg 1", "with a negative prompt"])
-def test_the_daemons_copy_gives_what_comfyuis_own_loader_gives(
-    comfy: ComfyServer, models: Path, sampling: dict[str, float]
+def test_the_daemons_copy_gives_what_stock_comfyui_gives(
+    stock: Stock, comfy: ComfyServer, models: Path, sampling: dict[str, float]
 ) -> None:
-    """In one process with the pack, because stock ComfyUI has no node that makes this conditioning; other tests compare with a stock process."""
     link = models / "diffusion_models" / "demo-for-stock.safetensors"
     link.symlink_to(FOLDER / "models" / TRANSFORMER)
     try:
-        (expected,) = comfy.latents(succeed(comfy, demo(seed=12, loader=workflows.stock_loader(link.name), **sampling)))
+        wanted = demo(seed=12, loader=workflows.stock_loader(link.name), **sampling)
+        (expected,) = stock.server.latents(succeed(stock.server, wanted))
     finally:
         link.unlink()
     (ours,) = comfy.latents(succeed(comfy, demo(seed=12, **sampling)))
     assert relative_error(ours, expected) <= FP32_TOLERANCE
     (other,) = comfy.latents(succeed(comfy, demo("a small green heart", seed=12, **sampling)))
     assert relative_error(other, expected) > 100 * FP32_TOLERANCE, "the control: the prompt matters"
+
+
+@pytest.mark.usefixtures("two_ranks")
+def test_a_size_that_the_model_was_not_taught_is_named_on_the_sampler(comfy: ComfyServer) -> None:
+    prompt = demo(seed=15, steps=1)
+    for node in prompt.values():
+        if node["class_type"] == "EmptySD3LatentImage":
+            node["inputs"]["width"] = 384
+    said = succeed(comfy, prompt).all_texts
+    assert "taught pictures with sides of 128 to 256 pixels, and 384 x 128 will look worse" in said
+    assert "will look worse" not in succeed(comfy, demo(seed=16, steps=1)).all_texts
 
 
 @pytest.mark.usefixtures("two_ranks")

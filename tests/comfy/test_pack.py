@@ -94,7 +94,7 @@ def test_the_models_of_comfyuis_own_folders_are_listed_without_a_daemon(comfy: C
     names = info["input"]["required"]["unet_name"][1]["options"]
     assert CHECKPOINT in names
     assert "sub/folder.safetensors" in names
-    assert "tutti_demo_flux.safetensors" in names, "it ships with Tutti: every daemon has it"
+    assert "tutti_demo_flux.safetensors" in names, "it ships with Tutti"
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 from pathlib import Path
 
@@ -11,8 +12,16 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from tutti.backend.assets.prompt import parse
+from tutti.backend.assets.vocabulary import COLOURS, SHAPES
+from tutti.backend.demo.options import PROMPTS
+from tutti.backend.demo.sheet import GAP
+from tutti.benchmarks.quality.checker import Asked, check
 
 from tests.support.daemon import TUTTI
+
+SIDE = 128
+"""Of the pictures, in pixels; the sheet shows them twice as large."""
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -40,6 +49,37 @@ def test_the_pictures_are_drawn_and_it_says_what_it_took(tmp_path: Path) -> None
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
 
 
+def test_the_pictures_show_what_was_asked_for(tmp_path: Path) -> None:
+    """The model that ships, from a sentence to the file on disk: other words, another scale or another decoder would draw something else."""
+    texts = PROMPTS[:4]
+    done = demo(tmp_path, *(word for text in texts for word in ("--prompt", text)))
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "demo.png") as sheet:
+        drawn = [np.asarray(picture) for picture in cut(sheet.convert("RGB"), len(texts))]
+    asked = [asked_in(text) for text in texts]
+    kept = [all(check(picture, questions)) for picture, questions in zip(drawn, asked, strict=True)]
+    assert sum(kept) >= 3, kept
+    others = [any(check(picture, questions)) for picture, questions in zip(drawn, asked[1:] + asked[:1], strict=True)]
+    assert not any(others), "the control: none shows what its neighbour was asked for"
+
+
+def cut(sheet: Image.Image, count: int) -> list[Image.Image]:
+    """The first row's pictures, in the size in which they were drawn."""
+    side = 2 * SIDE
+    return [
+        sheet.crop((x, GAP, x + side, GAP + side)).resize((SIDE, SIDE), Image.Resampling.BOX)
+        for x in range(GAP, GAP + count * (side + GAP), side + GAP)
+    ]
+
+
+def asked_in(text: str) -> list[Asked]:
+    """What a prompt of one object asks for."""
+    words = [word for word, part in parse(text).words if part == 0]
+    (shape,) = set(words) & set(SHAPES)
+    (colour,) = set(words) & set(COLOURS)
+    return [Asked(shape=shape, colour=colour, place=None)]
+
+
 def test_nothing_of_it_stays(tmp_path: Path) -> None:
     temporary = tmp_path / "t"
     temporary.mkdir()
@@ -50,7 +90,27 @@ def test_nothing_of_it_stays(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"t", "demo.png"}
     assert not [path for path in temporary.iterdir() if "tutti" in path.name], "torch may keep a cache of its own"
-    assert not [process for process in psutil.Process().children(recursive=True) if "tutti" in process.name()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_demo_that_is_told_to_end_takes_its_daemon_and_ranks_along(tmp_path: Path, number: signal.Signals) -> None:
+    command = [str(TUTTI), "demo", "--steps", "1000", "--out", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            while "start a daemon" not in process.stdout.readline():
+                assert process.poll() is None, "it ended by itself"
+            started = psutil.Process(process.pid).children(recursive=True)
+            assert len(started) >= 3, "a daemon and two ranks, at least"
+            process.send_signal(number)
+            assert process.wait(60) == 130
+            assert "Traceback" not in process.stderr.read()
+        finally:
+            process.kill()
+    _, alive = psutil.wait_procs(started, timeout=10)
+    assert alive == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

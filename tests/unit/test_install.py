@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import json
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import setproctitle
+from tutti.backend.cli import demo
 from tutti.backend.setup import backend_env, checkout, comfyui, command, environment, folders
 from tutti.backend.setup.runner import TAIL_LINES, Runner, SetupError
 
@@ -155,6 +157,17 @@ def test_the_demos_own_options_reach_it_word_for_word(dashes: list[str]) -> None
     assert (parsed.command, parsed.extra, parsed.dry_run) == ("demo", words, False)
     assert command.parse(["demo", "--dry-run", "--prompt", "x"]).dry_run is True
     assert command.parse(["demo"]).extra == []
+
+
+def test_a_typing_error_in_the_demos_options_is_told_before_anything_is_installed() -> None:
+    for words in (["--promt", "x"], ["--dryrun"], ["--prompt", "x", "--steps=3", "-x"]):
+        with pytest.raises(SystemExit) as ended:
+            command.parse(["demo", *words])
+        assert ended.value.code == 2
+    parser = argparse.ArgumentParser()
+    demo.add_arguments(parser)
+    known = {option for action in parser._actions for option in action.option_strings}
+    assert known == {*command.DEMO_OPTIONS, "-h", "--help"}
 
 
 @pytest.mark.parametrize("words", [["dev", "--prompt", "x"], ["backend", "--", "x"], ["--prompt", "x"]])

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tutti.backend.assets.advice import EXAMPLE, read_prompt, understood, vocabulary, warnings
+from tutti.backend.assets.advice import EXAMPLE, read_prompt, size_warning, understood, vocabulary, warnings
 from tutti.backend.assets.vocabulary import WORDS
 from tutti.backend.errors import BadRequest
 
@@ -29,6 +29,20 @@ def test_a_prompt_without_words_is_empty(text: str) -> None:
 def test_every_word_without_effect_is_named_once() -> None:
     said = warnings(read_prompt("a red monkey and a blue monkey on a pink background"))
     assert said == ["Without effect, because the demo model does not know them: monkey, pink."]
+
+
+def test_words_in_a_place_where_the_model_never_saw_them_are_named() -> None:
+    (said,) = warnings(read_prompt("a red circle on an orange background"))
+    assert (
+        said == "Never seen as a background, of which there are white, black, grey, red, yellow, green, blue: orange."
+    )
+    (said,) = warnings(read_prompt("a grey circle on a grey background"))
+    assert said == "Never seen as an object's colour: grey, which only backgrounds have."
+
+
+def test_a_size_that_was_never_taught_is_named() -> None:
+    assert size_warning(128, 256) == ""
+    assert "128 to 256 pixels, and 1024 x 1024 will look worse" in size_warning(1024, 1024)
 
 
 def test_words_without_room_are_named() -> None:

@@ -254,6 +254,17 @@ def test_a_shipped_model_goes_before_another_file_of_its_name(models: Path, asse
     assert catalog.resolve("diffusion_models/demo.safetensors").path == str(catalog.shipped / "demo.safetensors")
 
 
+def test_a_missing_shipped_model_is_never_replaced_by_another_of_its_name(
+    models: Path, assets: Path, tmp_path: Path
+) -> None:
+    write(models / "diffusion_models" / "demo.safetensors")
+    (assets / "models" / "diffusion_models" / "demo.safetensors").unlink()
+    with pytest.raises(
+        BadCheckpoint, match=r"Install Tutti again: demo\.safetensors, a file of its demo model, is missing"
+    ):
+        Catalog([models], tmp_path / "f", assets).resolve("diffusion_models/demo.safetensors")
+
+
 @pytest.mark.parametrize("what", ["a flipped bit", "cut off", "not a shipped name"])
 def test_a_shipped_model_that_is_not_what_was_shipped_is_refused(assets: Path, tmp_path: Path, what: str) -> None:
     name = "diffusion_models/demo.safetensors"

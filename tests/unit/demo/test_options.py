@@ -34,7 +34,7 @@ def test_the_heads_are_those_of_the_model() -> None:
         ({"size": "١٢٨"}, "Set --size"),
         ({"steps": 0}, "Set --steps to 1 to 1000: got 0"),
         ({"steps": 1001}, "Set --steps"),
-        ({"ranks": 0}, "Ask for at least one rank"),
+        ({"ranks": 0}, "Set --ranks to 1 to 64: got 0"),
         ({"guidance": 0.5}, "Set --guidance to 1 to 5"),
         ({"guidance": float("nan")}, "Set --guidance"),
         ({"seed": -1}, "Set --seed"),
@@ -56,6 +56,7 @@ def test_a_wrong_option_is_refused_with_what_to_do(wrong: dict[str, Any], says: 
         ("ulysses=4", None, "divides the model's 2 heads"),
         ("ring=2", 3, "Choose a plan for 3 rank(s)"),
         ("cfg=4", None, "guidance has two branches"),
+        ("ring=9999", None, "Choose a plan of at most 64 ranks"),
     ],
 )
 def test_a_plan_that_cannot_run_is_refused_naming_the_legal_ones(plan: str, ranks: int | None, says: str) -> None:
@@ -95,3 +96,7 @@ def test_a_place_where_nothing_can_be_written_is_named_before_anything_is_drawn(
     (tmp_path / "demo.png").mkdir()
     with pytest.raises(BadRequest, match=r"demo\.png cannot be written"):
         DemoOptions(out=tmp_path).prepared_file()
+    with pytest.raises(BadRequest, match=r"Choose another --out: the folder .* cannot be made \(File name too long\)"):
+        DemoOptions(out=tmp_path / ("x" * 300)).prepared_file()
+    with pytest.raises(BadRequest, match="Choose another --out: nobody's home is ~nobody-of-that-name"):
+        DemoOptions(out=Path("~nobody-of-that-name/x")).prepared_file()
