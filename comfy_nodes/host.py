@@ -79,7 +79,18 @@ def local_models() -> list[str]:
     from ..backend.assets.files import MODELS_FOLDER, TRANSFORMER
 
     shipped = [TRANSFORMER.removeprefix(f"{MODEL_FOLDER}/")] if (MODELS_FOLDER / TRANSFORMER).is_file() else []
-    return list(dict.fromkeys([*folder_paths.get_filename_list(MODEL_FOLDER), *shipped]))
+    return list(dict.fromkeys([*folder_paths.get_filename_list(MODEL_FOLDER), *_gguf_models(), *shipped]))
+
+
+def _gguf_models() -> list[str]:
+    """The GGUF files in those folders: ComfyUI's own loaders cannot read them, so its lists leave them out."""
+    import folder_paths
+
+    names: list[str] = []
+    for folder in folder_paths.get_folder_paths(MODEL_FOLDER):
+        files, _ = folder_paths.recursive_search(folder, excluded_dir_names=[".git"])
+        names += folder_paths.filter_files_extensions(files, (".gguf",))
+    return names
 
 
 def local_loras() -> list[str]:

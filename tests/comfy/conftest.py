@@ -33,7 +33,7 @@ from tests.support import comfyui, daemon, loras
 from tests.support.checkpoints import write_tiny_flux
 from tests.support.comfyui import ComfyServer
 from tests.support.daemon import Daemon
-from tests.support.quantised import as_bytes
+from tests.support.quantised import as_bytes, write_gguf
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -66,6 +66,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny_flux(files / "diffusers.safetensors", format="diffusers", **SIZES)
     write_tiny_flux(files / "bf16.safetensors", dtype=torch.bfloat16, **SIZES)
     write_tiny_flux(files / "fill.safetensors", in_channels=96, **SIZES)
+    values = write_gguf(files / "q8.gguf", load_file(files / CHECKPOINT), "Q8_0")
+    save_file({name: tensor.contiguous() for name, tensor in values.items()}, files / "q8-as-numbers.safetensors")
     (files / "sub").mkdir()
     write_tiny_flux(files / "sub" / "folder.safetensors", seed=5, **SIZES)
     for family in SERVED.values():
