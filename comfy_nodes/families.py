@@ -75,7 +75,7 @@ WAN: Final = Family(
     lists={},
     options=frozenset(),
     arguments=("context", "clip_fea", "time_dim_concat", "transformer_options"),
-    advice="an Empty Hunyuan Latent Video, or Wan Image To Video",
+    advice="an Empty HunyuanVideo 1.0 Latent or Wan Image To Video; for the 5B model, Wan22 Image To Video Latent",
     consumed=frozenset({"denoise_mask"}),
     shapes=("patch_embedding.weight",),
 )

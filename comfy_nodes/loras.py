@@ -16,7 +16,6 @@ from safetensors.torch import save
 from ..backend.errors import UnsupportedInput
 from ..backend.wire.messages import LoraRef
 
-PREFIX: Final = "diffusion_model."
 _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     # ComfyUI's kind of adapter -> the endings of its parts in a file; "" is no tensor (alpha) or one that has to be missing.
     "lora": ("lora_up.weight", "lora_down.weight", "alpha", "lora_mid.weight", "dora_scale", ""),

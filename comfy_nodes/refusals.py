@@ -10,7 +10,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from ..backend.errors import UnsupportedInput
+import torch
+
+from ..backend.errors import UnsupportedInput, WrongFamily
+from .families import Family
 
 TRAJECTORY_KEY: Final = "tutti_trajectory"
 """Where a running loop's Evaluate trajectories travel in ``transformer_options``."""
@@ -99,6 +102,17 @@ def check_conditioning(entries: Iterable[Mapping[str, Any]]) -> None:
             raise weight_hooks()
         if entry.get("gligen") is not None:
             raise inside_the_network("a GLIGEN model")
+
+
+def check_latent(family: Family, latent_format: Any, latent: torch.Tensor, *, is_whole: bool = True) -> None:
+    """Raises :class:`WrongFamily` for a latent of another model's shape. ``is_whole``: what is sampled, not a picture beside it."""
+    dimensions = getattr(latent_format, "latent_dimensions", 2) + 2
+    channels = latent_format.latent_channels
+    if (is_whole and latent.ndim != dimensions) or latent.shape[1] != channels:
+        raise WrongFamily(
+            f"Connect a latent for {family.name} ({family.advice}): this one has {latent.shape[1]} channels and "
+            f"{latent.ndim} dimensions, the model takes {channels} and {dimensions}."
+        )
 
 
 def check_patcher(patcher: Any) -> None:

@@ -45,16 +45,25 @@ class Remote:
         self.on = on
         self.dtype = dtype
         """Compute dtype, as torch calls it."""
+        self._offered: tuple[tuple[Lora, ...], Remote] | None = None
+        """The LoRAs that were used last, and the network with them."""
 
-    def of(self, patcher: Any) -> Remote:
-        """The same network with the LoRAs of this MODEL, which the daemon is given if it does not have them."""
+    def of(self, patcher: Any, *, in_loop: bool = False) -> Remote:
+        """The same network with the LoRAs of this MODEL, which the daemon is given if it does not have them.
+
+        ``in_loop``: they were offered when the loop began; a call in it does not ask again.
+        """
         wanted: tuple[Lora, ...] = getattr(patcher, "loras", ())
         if not wanted:
             return self
+        if in_loop and self._offered is not None and self._offered[0] is wanted:
+            return self._offered[1]
         with self.session.guarded():
             client = self.session.ready_client()
             refs = references(wanted, lambda data: client.store(data, host.raise_if_interrupted))
-        return Remote(self.session, self.family, replace(self.on, loras=refs), self.dtype)
+        remote = Remote(self.session, self.family, replace(self.on, loras=refs), self.dtype)
+        self._offered = (wanted, remote)
+        return remote
 
 
 class RemoteNetwork(torch.nn.Module):
@@ -124,7 +133,8 @@ class RemoteNetwork(torch.nn.Module):
         if patcher is not None:
             refusals.check_patcher(patcher)
         values = dict(zip(self.remote.family.arguments, args, strict=False)) | kwargs
-        return evaluate_network(self.remote.of(patcher), x, timestep, values)
+        in_loop = refusals.TRAJECTORY_KEY in (values.get("transformer_options") or {})
+        return evaluate_network(self.remote.of(patcher, in_loop=in_loop), x, timestep, values)
 
 
 class RemoteModel:
@@ -133,6 +143,13 @@ class RemoteModel:
     def memory_required(self, *args: Any, **kwargs: Any) -> int:
         """Nothing: the user's VAE and text encoders are not put out for us."""
         return 0
+
+    def process_latent_in(self, latent: torch.Tensor) -> torch.Tensor:
+        """The latent as the model takes it; some formats know a mean per channel, which would fail here with torch's own words."""
+        remote: Remote = self.diffusion_model.remote  # type: ignore[attr-defined]
+        refusals.check_latent(remote.family, self.latent_format, latent, is_whole=False)  # type: ignore[attr-defined]
+        answer: torch.Tensor = super().process_latent_in(latent)  # type: ignore[misc]
+        return answer
 
     def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> NoReturn:
         """There are no weights here to save."""

@@ -14,7 +14,6 @@ import torch
 from ..backend.assets.advice import size_warning
 from ..backend.assets.files import TRANSFORMER
 from ..backend.client import job_id_for
-from ..backend.errors import WrongFamily
 from ..backend.wire.codec import Received
 from ..backend.wire.messages import Accepted, Branch, Preview, Progress, Result, Sample
 from ..backend.wire.tensors import WireTensor
@@ -47,7 +46,7 @@ def sampler_sample(
     refusals.check_transformer_options(model_options["transformer_options"])
     for entries in guider.conds.values():
         refusals.check_conditioning(entries)
-    _check_latent(remote, guider.inner_model.latent_format, noise)
+    refusals.check_latent(remote.family, guider.inner_model.latent_format, noise)
     notes += _demo_notes(remote, noise)
     reason = gate.why_not_whole(
         executor=executor,
@@ -76,16 +75,6 @@ def _demo_notes(remote: Remote, noise: torch.Tensor) -> list[str]:
     height, width = (side * _PIXELS_PER_CELL for side in noise.shape[-2:])
     warning = size_warning(width, height)
     return [warning] if warning else []
-
-
-def _check_latent(remote: Remote, latent_format: Any, noise: torch.Tensor) -> None:
-    dimensions = getattr(latent_format, "latent_dimensions", 2) + 2
-    channels = latent_format.latent_channels
-    if noise.ndim != dimensions or noise.shape[1] != channels:
-        raise WrongFamily(
-            f"Connect a latent for {remote.family.name} ({remote.family.advice}): this one has {noise.shape[1]} channels and "
-            f"{noise.ndim} dimensions, the model takes {channels} and {dimensions}."
-        )
 
 
 class WholeLoop:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..assets.files import shipped_file, shipped_names
 from ..errors import UnknownModel
-from ..formats.read import SUFFIXES, is_later_shard, read_header
+from ..formats.read import SUFFIXES, is_later_shard, read_header, shards_of
 from ..wire.limits import MANIFEST_ENTRIES
 from ..wire.messages import ManifestEntry
 from .events import ModelFile
@@ -65,7 +65,7 @@ class Catalog:
         self.shipped = None if assets is None else assets / "models" / CATEGORY
         """Searched first: who asks for the shipped model by its name gets it, whatever else has that name."""
         self._from_file: tuple[tuple[int, int] | None, dict[str, list[Path]]] = (None, {})
-        self._headers: OrderedDict[tuple[str, int, int], Described] = OrderedDict()
+        self._headers: OrderedDict[tuple[str, str], Described] = OrderedDict()
         self._headers_lock = threading.Lock()
 
     def folders(self) -> list[Path]:
@@ -94,8 +94,9 @@ class Catalog:
         kind = STORED if name.startswith(f"{STORED}/") else LORAS
         folders = [self._stored] if kind == STORED and self._stored is not None else self.lora_folders()
         path, info = self._find(name, folders, kind)
-        identity = f"{info.st_size}|{info.st_mtime_ns}".encode()
-        return ModelFile(path=str(path), fingerprint=hashlib.blake2b(identity, digest_size=16).hexdigest())
+        # A stored one is named by its bytes; being asked for touches it.
+        identity = name if kind == STORED else f"{info.st_size}|{info.st_mtime_ns}"
+        return ModelFile(path=str(path), fingerprint=hashlib.blake2b(identity.encode(), digest_size=16).hexdigest())
 
     def resolve(self, name: str) -> ModelFile:
         """The file that a model name means.
@@ -114,11 +115,12 @@ class Catalog:
             BadCheckpoint: it is no whole checkpoint, or a shipped one that is not what was shipped.
         """
         path, info = self._find(name, self._folders_for(name), CATEGORY)
-        key = (str(path), info.st_size, info.st_mtime_ns)
+        stamp = _stamp(path, info)
+        key = (str(path), stamp)
         with self._headers_lock:
             described = self._headers.get(key)
         if described is None:
-            described = self._read(path, info)
+            described = self._read(path, stamp)
         with self._headers_lock:
             self._headers[key] = described
             self._headers.move_to_end(key)
@@ -161,10 +163,10 @@ class Catalog:
         """Who asks for the shipped model never gets another one of that name."""
         return [self.shipped] if self.shipped is not None and name in self._shipped_names else self.folders()
 
-    def _read(self, path: Path, info: os.stat_result) -> Described:
+    def _read(self, path: Path, stamp: str) -> Described:
         if self._assets is not None and self.shipped is not None and path.is_relative_to(self.shipped):
             shipped_file(f"{CATEGORY}/{path.relative_to(self.shipped).as_posix()}", self._assets)
-        return _read(path, info)
+        return _read(path, stamp)
 
     def _refresh(self) -> None:
         """Read ``folders.json`` again if it changed."""
@@ -188,10 +190,20 @@ def _read_folders(file: Path) -> dict[str, list[Path]]:
     return {name: [folder for folder in of_kind if folder.is_absolute()] for name, of_kind in folders.items()}
 
 
-def _read(path: Path, info: os.stat_result) -> Described:
+def _stamp(path: Path, info: os.stat_result) -> str:
+    """Changes when a file does, or (of several that belong together) any of them.
+
+    Raises:
+        BadCheckpoint: one of them is missing.
+    """
+    files = shards_of(path)
+    infos = [info] if len(files) == 1 else [file.stat() for file in files]
+    return "|".join(f"{each.st_size}|{each.st_mtime_ns}" for each in infos)
+
+
+def _read(path: Path, stamp: str) -> Described:
     header = read_header(path)
-    identity = f"{info.st_size}|{info.st_mtime_ns}|{header.digest}".encode()
-    fingerprint = hashlib.blake2b(identity, digest_size=16).hexdigest()
+    fingerprint = hashlib.blake2b(f"{stamp}|{header.digest}".encode(), digest_size=16).hexdigest()
     return Described(ModelFile(path=str(path), fingerprint=fingerprint), manifest_of(header))
 
 

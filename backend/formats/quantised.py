@@ -33,7 +33,6 @@ _CONFIG: Final = ".comfy_quant"
 _MARKER: Final = "scaled_fp8"
 _METADATA: Final = "_quantization_metadata"
 _UNUSED: Final = (".input_scale", ".scale_input")
-_SCALES: Final = (".weight_scale", ".weight_scale_2", ".scale_weight")
 _LARGEST_CONFIG_BYTES: Final = 4096
 
 
@@ -46,22 +45,27 @@ def entries_of(
         BadCheckpoint: a layer's format is not known, or a scale that it needs is missing.
     """
     configs = _configs(tensors, metadata, read)
-    helpers = {name for name in tensors if _helps(name, tensors)}
-    return tuple(
+    if homeless := sorted(layer for layer in configs if f"{layer}.weight" not in tensors):
+        raise BadCheckpoint(
+            f"Download the checkpoint again: it says how {homeless[0][:80]} is quantised, and has no such layer."
+        )
+    entries = [
         _entry(name, tensor, configs.get(name.removesuffix(".weight")), tensors)
         for name, tensor in tensors.items()
-        if name not in helpers
-    )
+        if not _only_says_something(name, tensors)
+    ]
+    # A scale that no format asked for stays: the network has no place for it, and it is named.
+    scales = {stored for entry in entries for stored in entry.scales.values()}
+    return tuple(entry for entry in entries if entry.name not in scales)
 
 
-def _helps(name: str, tensors: Mapping[str, RawTensor]) -> bool:
-    """Whether a tensor only says something about a layer's weight."""
-    if name.rpartition(".")[2] == _MARKER or name == _MARKER:
+def _only_says_something(name: str, tensors: Mapping[str, RawTensor]) -> bool:
+    """Whether a tensor is about a layer's weight and no number of it is used."""
+    if name.rpartition(".")[2] == _MARKER:
         return True
-    for ending in (_CONFIG, *_UNUSED, *_SCALES):
-        if name.endswith(ending) and f"{name.removesuffix(ending)}.weight" in tensors:
-            return True
-    return False
+    return any(
+        name.endswith(ending) and f"{name.removesuffix(ending)}.weight" in tensors for ending in (_CONFIG, *_UNUSED)
+    )
 
 
 def _configs(
@@ -70,8 +74,12 @@ def _configs(
     """Layer -> what is said about its weight."""
     configs: dict[str, Mapping[str, Any]] = {}
     if _METADATA in metadata:
-        layers = _json(metadata[_METADATA]).get("layers", {})
-        configs |= {layer: said for layer, said in layers.items() if isinstance(said, dict)}
+        layers = _json(metadata[_METADATA]).get("layers")
+        configs |= {
+            layer: said
+            for layer, said in (layers if isinstance(layers, dict) else {}).items()
+            if isinstance(said, dict)
+        }
     for name, tensor in tensors.items():
         if name.endswith(_CONFIG):
             if tensor.size_bytes > _LARGEST_CONFIG_BYTES:
@@ -129,4 +137,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, int | bool]:
     said = {**(params if isinstance(params, dict) else {}), **config}
     if not said.get("convrot"):
         return {}
-    return {"convrot": True, "convrot_groupsize": int(said.get("convrot_groupsize", 256))}
+    size = said.get("convrot_groupsize", 256)
+    if type(size) is not int or size < 1:
+        raise BadCheckpoint("Download the checkpoint again: what it says about its quantised weights is not readable.")
+    return {"convrot": True, "convrot_groupsize": size}

@@ -47,6 +47,9 @@ class Adapter(Protocol):
         Every rank runs it on every branch of a call, also on those that it will not compute.
         """
 
+    def answer_shape(self, x_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The velocity's shape for an x of this one, concatenated channels included or not."""
+
     def bind(self, mesh: SequenceMesh) -> None:
         """Run on this mesh from now on; cheap, and nothing when it is the current one."""
 

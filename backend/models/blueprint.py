@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import BadCheckpoint
-from .checkpoint import Checkpoint, Source, assemble, stays_packed
+from .checkpoint import Checkpoint, Source, assemble, check_complete, stays_packed
 from .family import Family, TransformerAdapter
 from .packed import pack_linears
 
@@ -60,8 +60,9 @@ class Blueprint:
         """
         network = self._network
         checkpoint = self._checkpoint.without(self.family.unread)
+        check_complete(checkpoint, network.state_dict(), self._find)
         if shared_file is not None and device.type == "cpu":
-            checkpoint = checkpoint.shared_in(dtype, shared_file)
+            checkpoint = checkpoint.shared_in(dtype, shared_file, progress)
         weights = assemble(
             checkpoint,
             network.state_dict(),

@@ -73,9 +73,9 @@ class Checkpoint:
         """A tensor, or some rows of it, on the CPU: a view of the mapped file where nothing has to be computed."""
         return self._weights.load(self._entries[name], rows, dtype)
 
-    def packed(self, name: str, rows: tuple[int, int] | None) -> Packed | None:
+    def packed(self, name: str) -> Packed | None:
         """A matrix as the file stores it; None where it is stored as plain numbers."""
-        return self._weights.packed(self._entries[name], rows)
+        return self._weights.packed(self._entries[name])
 
     def under(self, prefix: str) -> Checkpoint:
         """The tensors whose names begin with ``prefix``, which is taken off."""
@@ -85,7 +85,7 @@ class Checkpoint:
             self.metadata,
         )
 
-    def shared_in(self, dtype: torch.dtype, path: Path) -> Checkpoint:
+    def shared_in(self, dtype: torch.dtype, path: Path, progress: Callable[[float], None]) -> Checkpoint:
         """The same, whose plain numbers of another dtype the ranks of this host convert once, into the file ``path``."""
         shapes = {
             entry.name: entry.shape
@@ -95,8 +95,10 @@ class Checkpoint:
         if not shapes:
             return self
         entries = {entry.name: entry for entry in self._entries.values()}
-        converted = shared_tensors(path, shapes, dtype, lambda name: self._weights.load(entries[name], None, dtype))
-        return Checkpoint(ConvertedWeights(self._weights, converted), self._entries, self.metadata)
+        converted = shared_tensors(
+            path, shapes, dtype, lambda name: self._weights.load(entries[name], None, dtype), progress
+        )
+        return Checkpoint(ConvertedWeights(self._weights, converted.tensors), self._entries, self.metadata)
 
     def without(self, names: Collection[str]) -> Checkpoint:
         """The same tensors but for some that may be there or not."""
@@ -132,22 +134,22 @@ def assemble(
 ) -> Assembled:
     """The weights of a network whose parameters are ``wanted`` (meta tensors will do), from the tensors of a file.
 
-    Weights of ``linears`` (names of linear layers) that the file stores quantised stay as they are stored.
-
-    Raises :class:`BadCheckpoint` that names tensors which are missing, of another shape, or not used by the network.
+    Weights of ``linears`` (names of linear layers) that the file stores quantised stay as they are stored. Check with
+    :func:`check_complete` first.
     """
     sources = {name: source_of(name) for name in wanted}
-    _check_complete(checkpoint, wanted, sources)
     assembled = Assembled(state={}, packed={})
+    wholes: dict[str, Packed] = {}
     total = sum(parameter.numel() for parameter in wanted.values())
     done = 0
     for name, source in sources.items():
         layer = name.removesuffix(".weight")
-        kept = checkpoint.packed(source.name, source.rows) if stays_packed(checkpoint, name, source, linears) else None
-        if kept is None:
-            assembled.state[name] = _read(checkpoint, source, dtype, device)
+        if stays_packed(checkpoint, name, source, linears) and (packed := checkpoint.packed(source.name)) is not None:
+            # Parts of a fused matrix share what was moved.
+            whole = wholes.setdefault(source.name, packed.to(device))
+            assembled.packed[layer] = whole if source.rows is None else whole.cut(source.rows)
         else:
-            assembled.packed[layer] = kept.to(device)
+            assembled.state[name] = _read(checkpoint, source, dtype, device)
         done += wanted[name].numel()
         progress(done / total)
     return assembled
@@ -163,7 +165,9 @@ def _read(checkpoint: Checkpoint, source: Source, dtype: torch.dtype, device: to
     return torch.cat(tensor.chunk(2)[::-1]) if source.swap_halves else tensor
 
 
-def _check_complete(checkpoint: Checkpoint, wanted: Mapping[str, Tensor], sources: Mapping[str, Source]) -> None:
+def check_complete(checkpoint: Checkpoint, wanted: Mapping[str, Tensor], source_of: Callable[[str], Source]) -> None:
+    """Raises :class:`BadCheckpoint` that names tensors which are missing, of another shape, or not used by the network."""
+    sources = {name: source_of(name) for name in wanted}
     used = {source.name for source in sources.values()}
     if missing := sorted(used - set(checkpoint.names)):
         raise BadCheckpoint(f"Download the checkpoint again, or choose a complete one: {_some(missing)} missing.")

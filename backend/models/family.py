@@ -190,6 +190,10 @@ class TransformerAdapter:
     def check_values(self, conditioning: Mapping[str, Tensor]) -> None:
         self.family.check_values(conditioning)
 
+    def answer_shape(self, x_shape: tuple[int, ...]) -> tuple[int, ...]:
+        channels = self._inputs.channels if self._inputs.answer_channels is None else self._inputs.answer_channels
+        return (x_shape[0], channels, *x_shape[2:])
+
     def velocity(
         self, x: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor], options: Mapping[str, Option]
     ) -> Tensor:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -20,52 +24,131 @@ KINDS: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat
 """safetensors' names of the dtypes that we compute in."""
 _NAMES: Final = {dtype: name for name, dtype in KINDS.items()}
 _ALIGNMENT_BYTES: Final = 64
+_WAIT_S: Final = 0.2
+"""How often a rank that waits for another one's work says that it is alive."""
 
 log = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """What :func:`shared_tensors` gives."""
+
+    tensors: Mapping[str, Tensor]
+    checksum: str
+    """Of all values, 32 hexadecimal digits: equal on hosts that computed the same."""
+
+
 def shared_tensors(
-    path: Path, shapes: Mapping[str, Shape], dtype: torch.dtype, make: Callable[[str], Tensor]
-) -> dict[str, Tensor]:
+    path: Path,
+    shapes: Mapping[str, Shape],
+    dtype: torch.dtype,
+    make: Callable[[str], Tensor],
+    progress: Callable[[float], None] = lambda _: None,
+) -> Shared:
     """The tensors of ``shapes``, each made once per host: the first rank that comes writes them to ``path``, all of them map it.
 
-    Where the folder has no room for them (it may lie in memory), each rank keeps its own, and its log says so.
+    Where the folder has no room for them (it may lie in memory), each rank keeps its own, and its log says so. ``progress`` hears
+    fractions up to 1, and is called while another rank writes, too.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    checksum_file = path.with_suffix(".checksum")
+    with _locked(path.with_suffix(".lock"), lambda: progress(0.0)):
         if not path.exists():
-            needed = sum(map(math.prod, shapes.values())) * dtype.itemsize
-            if shutil.disk_usage(path.parent).free < needed * 1.05:
-                log.warning(
-                    "no room to share %.1f GB of weights in %s: each rank keeps its own", needed / 1e9, path.parent
-                )
-                return {name: make(name).to(dtype) for name in shapes}
             temporary = path.with_suffix(".part")
             try:
-                _write(temporary, shapes, dtype, make)
+                _check_room(path.parent, sum(map(math.prod, shapes.values())) * dtype.itemsize)
+                checksum_file.write_text(_write(temporary, shapes, dtype, make, progress))
                 temporary.replace(path)
+            except OSError as error:
+                log.warning(
+                    "each rank keeps its own copy of what was computed: it cannot be shared (%s)", error.strerror
+                )
+                return _alone(shapes, dtype, make, progress)
             finally:
                 temporary.unlink(missing_ok=True)
-    tensors: dict[str, Tensor] = load_file(path)
-    return tensors
+    return Shared(tensors=load_file(path), checksum=checksum_file.read_text())
 
 
-def _write(path: Path, shapes: Mapping[str, Shape], dtype: torch.dtype, make: Callable[[str], Tensor]) -> None:
-    """A safetensors file, one tensor after the other, so that no more than one of them is in memory."""
+def forget(path: Path) -> None:
+    """Remove what was shared at ``path``. Another rank may have it mapped still: its pages stay until it lets go."""
+    for suffix in (path.suffix, ".checksum", ".lock"):
+        path.with_suffix(suffix).unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(path: Path, while_waiting: Callable[[], None]) -> Iterator[None]:
+    with path.open("w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                while_waiting()
+                time.sleep(_WAIT_S)
+        yield
+
+
+def _check_room(folder: Path, needed_bytes: int) -> None:
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes * 1.05:
+        raise OSError(0, f"{needed_bytes / 1e9:.1f} GB are needed and {free_bytes / 1e9:.1f} GB free")
+
+
+def _alone(
+    shapes: Mapping[str, Shape], dtype: torch.dtype, make: Callable[[str], Tensor], progress: Callable[[float], None]
+) -> Shared:
+    sums, tensors = Checksum(), {}
+    for done, name in enumerate(shapes, start=1):
+        tensors[name] = make(name).to(dtype).contiguous()
+        sums.add(name, tensors[name])
+        progress(done / len(shapes))
+    return Shared(tensors=tensors, checksum=sums.text())
+
+
+def _write(
+    path: Path, shapes: Mapping[str, Shape], dtype: torch.dtype, make: Callable[[str], Tensor], progress: Callable[[float], None]
+) -> str:  # fmt: skip
+    """A safetensors file, one tensor after the other, so that no more than one of them is in memory; returns the checksum."""
     header, end = {}, 0
     for name, shape in shapes.items():
         begin, end = end, end + math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-(len(text) + 8) % _ALIGNMENT_BYTES)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+    sums = Checksum()
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in shapes:
-            file.write(_bytes(make(name).to(dtype)))
+            tensor = make(name).to(dtype).contiguous()
+            sums.add(name, tensor)
+            file.write(_bytes(tensor).numpy())
+            progress(file.tell() / (end + len(text) + 8))
+    return sums.text()
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+class Checksum:
+    """Of tensors, at the speed of memory: it tells different results apart, not attackers."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.blake2b(digest_size=16)
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """One more tensor; contiguous."""
+        words = _bytes(tensor)
+        whole = words[: len(words) // 8 * 8].view(torch.int64)
+        rest = bytes(words[len(words) // 8 * 8 :].tolist())
+        # The second sum makes the order of the words count, in blocks.
+        blocks = whole[: len(whole) // 64 * 64].view(-1, 64).sum(1)
+        weighted = int((blocks * torch.arange(1, len(blocks) + 1)).sum()) if len(blocks) else 0
+        self._digest.update(f"{name}|{int(whole.sum())}|{weighted}|".encode() + rest)
+
+    def text(self) -> str:
+        """32 hexadecimal digits."""
+        return self._digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1).view(torch.uint8)

@@ -78,6 +78,8 @@ class Inputs:
     channels: int
     """Channels of the latent, concatenated conditions included."""
     tensors: tuple[Input, ...]
+    answer_channels: int | None = None
+    """Channels of the velocity; None: as many as :attr:`channels`."""
     references: References | None = None
     choices: tuple[Choice, ...] = ()
     largest_side: int | None = None
@@ -154,7 +156,7 @@ class Inputs:
             )
         if shape is None:
             return
-        if wanted.dims == 1 and len(shape) != 1:
+        if wanted.dims == 1 and (len(shape) != 1 or 0 in shape):
             raise BadRequest(f"Give {wanted.name} as one number per picture: got shape {list(shape)}.")
         if len(shape) != wanted.dims or 0 in shape or not self._fits(wanted, shape):
             raise WrongFamily(

@@ -24,6 +24,10 @@ class Packed(nn.Module, ABC):
     def unpack(self, dtype: torch.dtype) -> Tensor:
         """The weight as numbers."""
 
+    @abstractmethod
+    def cut(self, rows: Rows) -> Packed:
+        """Some of its rows, over the same memory."""
+
     def stored(self) -> list[Tensor]:
         """Every tensor that it keeps."""
         return list(self.buffers(recurse=False))
@@ -42,6 +46,12 @@ class PackedFp8(Packed):
 
     def unpack(self, dtype: torch.dtype) -> Tensor:
         return self.packed.to(dtype) if self.scale is None else (self.packed.float() * self.scale).to(dtype)
+
+    def cut(self, rows: Rows) -> Packed:
+        scale = self.scale
+        return PackedFp8(
+            self.packed[slice(*rows)], scale if scale is None or scale.numel() == 1 else scale[slice(*rows)]
+        )
 
 
 class PackedGguf(Packed):
@@ -64,16 +74,19 @@ class PackedGguf(Packed):
         numbers: Tensor = dequantize_functions[kind](blocks, block_size, block_bytes, dtype=torch.float32)
         return numbers.reshape(len(self.packed), -1).to(dtype)
 
+    def cut(self, rows: Rows) -> Packed:
+        return PackedGguf(self.packed[slice(*rows)], self._type_name)
+
 
 class PackedLayout(Packed):
-    """A layout that comfy-kitchen unpacks. Block scales are stored in tiles of many rows, so a run of rows is cut out of the whole."""
+    """A layout that comfy-kitchen unpacks."""
 
     packed: Tensor
 
-    def __init__(self, packed: Tensor, params: Any, layout: Any, shape: tuple[int, ...], rows: Rows | None) -> None:
+    def __init__(self, packed: Tensor, params: Any, layout: Any, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.register_buffer("packed", packed, persistent=False)
-        self._params, self._layout, self._shape, self._rows = params, layout, shape, rows
+        self._params, self._layout, self._shape = params, layout, shape
 
     def _apply(self, fn: Any, recurse: bool = True) -> PackedLayout:
         super()._apply(fn, recurse)
@@ -86,8 +99,29 @@ class PackedLayout(Packed):
 
     def unpack(self, dtype: torch.dtype) -> Tensor:
         unpacked: Tensor = self._layout.dequantize(self.packed, self._params)
-        whole = unpacked[tuple(slice(size) for size in self._shape)]
-        return (whole if self._rows is None else whole[self._rows[0] : self._rows[1]]).to(dtype)
+        return unpacked[tuple(slice(size) for size in self._shape)].to(dtype)
+
+    def cut(self, rows: Rows) -> Packed:
+        return PackedRows(self, rows)
+
+
+class PackedRows(Packed):
+    """A run of rows of a layout whose block scales are stored in tiles of many rows: it is cut out of the whole, which its parts share."""
+
+    def __init__(self, whole: Packed, rows: Rows) -> None:
+        super().__init__()
+        self._whole = [whole]  # in a list: no module of this one, so that nothing moves it a second time
+        self._rows = rows
+
+    def unpack(self, dtype: torch.dtype) -> Tensor:
+        return self._whole[0].unpack(dtype)[slice(*self._rows)]
+
+    def cut(self, rows: Rows) -> Packed:
+        first = self._rows[0]
+        return PackedRows(self._whole[0], (first + rows[0], first + rows[1]))
+
+    def stored(self) -> list[Tensor]:
+        return self._whole[0].stored()
 
 
 class PackedLinear(nn.Module):
@@ -106,6 +140,8 @@ class PackedLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weight as numbers: some networks ask for its dtype or device."""
+        if self.changed is not None:
+            return self.changed
         return self.weight_store.unpack(torch.float32 if self.bias is None else self.bias.dtype)
 
     def forward(self, x: Tensor) -> Tensor:

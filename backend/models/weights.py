@@ -39,7 +39,7 @@ class Weights(Protocol):
             BadCheckpoint: the file cannot be read.
         """
 
-    def packed(self, entry: Entry, rows: Rows | None) -> Packed | None:
+    def packed(self, entry: Entry) -> Packed | None:
         """A matrix as the file stores it, as views of its pages; None where it is stored as plain numbers of at least 16 bits."""
 
 
@@ -56,28 +56,33 @@ class SafetensorsWeights:
         self._files: dict[Path, Any] = {path: _mapped(path) for path in dict.fromkeys(holder.values())}
 
     def load(self, entry: Entry, rows: Rows | None, dtype: torch.dtype) -> Tensor:
-        packed = self.packed(entry, rows)
-        return _cut(self._raw(entry.name), rows).to(dtype) if packed is None else packed.unpack(dtype)
+        packed = self.packed(entry)
+        if packed is None:
+            return _cut(self._raw(entry.name), rows).to(dtype)
+        return (packed if rows is None else packed.cut(rows)).unpack(dtype)
 
-    def packed(self, entry: Entry, rows: Rows | None) -> Packed | None:
+    def packed(self, entry: Entry) -> Packed | None:
         if entry.kind in FP8:
-            return PackedFp8(_cut(self._raw(entry.name), rows), None)
+            return PackedFp8(self._raw(entry.name), None)
         if entry.kind in FP8.values():
-            return self._scaled_fp8(entry, rows)
-        return self._layout(entry, rows) if entry.kind in FORMATS else None
+            return self._scaled_fp8(entry)
+        return self._layout(entry) if entry.kind in FORMATS else None
 
     def _raw(self, name: str) -> Tensor:
         tensor: Tensor = self._files[self._holder[name]].get_tensor(name)
         return tensor
 
-    def _scaled_fp8(self, entry: Entry, rows: Rows | None) -> PackedFp8:
+    def _scaled_fp8(self, entry: Entry) -> PackedFp8:
         """One scale for all values or one per row."""
         scale = self._raw(entry.scales["weight_scale"]).float()
-        if scale.numel() > 1:
-            scale = _cut(scale.reshape(entry.shape[0], *(1,) * (len(entry.shape) - 1)), rows)
-        return PackedFp8(_cut(self._raw(entry.name), rows), scale.reshape(()) if scale.numel() == 1 else scale)
+        if scale.numel() not in (1, entry.shape[0]):
+            raise BadCheckpoint(
+                f"Choose a checkpoint in another format: {entry.name} has {scale.numel()} scales for {entry.shape[0]} rows."
+            )
+        per_row = (entry.shape[0], *(1,) * (len(entry.shape) - 1))
+        return PackedFp8(self._raw(entry.name), scale.reshape(() if scale.numel() == 1 else per_row))
 
-    def _layout(self, entry: Entry, rows: Rows | None) -> PackedLayout:
+    def _layout(self, entry: Entry) -> PackedLayout:
         from comfy_kitchen.tensor import get_layout_class
 
         scales = {name: self._raw(stored) for name, stored in entry.scales.items()}
@@ -90,7 +95,7 @@ class SafetensorsWeights:
             params = layout.Params(scale=scales["weight_scale_2"], block_scale=scale, **shared)
         else:
             params = layout.Params(scale=scale, **shared)
-        return PackedLayout(self._raw(entry.name), params, layout, entry.shape, rows)
+        return PackedLayout(self._raw(entry.name), params, layout, entry.shape)
 
 
 class GgufWeights:
@@ -100,16 +105,16 @@ class GgufWeights:
         self._tensors = {tensor.name: tensor for tensor in open_gguf(path).tensors}
 
     def load(self, entry: Entry, rows: Rows | None, dtype: torch.dtype) -> Tensor:
-        packed = self.packed(entry, rows)
+        packed = self.packed(entry)
         if packed is not None:
-            return packed.unpack(dtype).reshape(_shape(entry, rows))
+            return (packed if rows is None else packed.cut(rows)).unpack(dtype).reshape(_shape(entry, rows))
         plain = torch.from_numpy(self._data(entry, rows)).view(KINDS[entry.kind])
         return plain.reshape(_shape(entry, rows)).to(dtype)
 
-    def packed(self, entry: Entry, rows: Rows | None) -> Packed | None:
+    def packed(self, entry: Entry) -> Packed | None:
         if entry.kind in KINDS:
             return None
-        return PackedGguf(torch.from_numpy(self._data(entry, rows)), entry.kind)
+        return PackedGguf(torch.from_numpy(self._data(entry, None)), entry.kind)
 
     def _data(self, entry: Entry, rows: Rows | None) -> Any:
         data = self._tensors[entry.name].data
@@ -127,8 +132,8 @@ class ConvertedWeights:
         found = self._converted.get(entry.name)
         return self._weights.load(entry, rows, dtype) if found is None else _cut(found, rows).to(dtype)
 
-    def packed(self, entry: Entry, rows: Rows | None) -> Packed | None:
-        return self._weights.packed(entry, rows)
+    def packed(self, entry: Entry) -> Packed | None:
+        return self._weights.packed(entry)
 
 
 def _shape(entry: Entry, rows: Rows | None) -> tuple[int, ...]:

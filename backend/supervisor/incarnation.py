@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from .liveness import Lifeline
 from .processes import HeldProcess
 from .rendezvous import FileRendezvous, Rendezvous
 from .reports import REPORT_FD_VARIABLE, LauncherFailed, RankEnded, RanksStarted, how_it_ended, read_report
+from .runtime_dir import shared_folder
 
 LAUNCHER_MODULE = f"{__package__}.launch"
 
@@ -135,6 +137,7 @@ class Incarnation:
         self._ranks.clear()
         os.close(self._report_fd)
         self._rendezvous.clean_up()
+        shutil.rmtree(shared_folder(self._settings.runtime_dir, self.name), ignore_errors=True)
 
     @property
     def pids(self) -> list[int]:

@@ -14,8 +14,6 @@ from ..models.registry import WeightBytes
 
 MEMORY_SHARE: Final = 0.6
 """Share of the memory that models may keep between jobs; the rest is for activations (and, on the CPU, for everybody else)."""
-_SMALLER: Final = {torch.bfloat16: "BF16", torch.float16: "FP16"}
-"""Compute dtypes to advise, the better one first."""
 
 
 class Memory:
@@ -62,16 +60,20 @@ class Memory:
         wanted, free = weight_bytes(dtype), self.free_bytes
         if wanted <= free:
             return
-        fitting = [
-            said
-            for smaller, said in _SMALLER.items()
-            if smaller.itemsize < dtype.itemsize and weight_bytes(smaller) <= free
-        ]
-        if fitting:
-            advice = f"Choose the weight dtype {fitting[0]} for {name} ({gigabytes(weight_bytes(torch.bfloat16))})"
+        in_bf16 = weight_bytes(torch.bfloat16)
+        if dtype.itemsize > torch.bfloat16.itemsize and in_bf16 <= free:
+            advice = f"Choose the weight dtype BF16 for {name} ({gigabytes(in_bf16)})"
         else:
             advice = f"Choose a quantised file of {name} (fp8 or GGUF) of less than {gigabytes(free)}"
         raise OutOfMemory(f"{advice}: its weights take {gigabytes(wanted)} as asked, and {gigabytes(free)} are free.")
+
+    def check_loras_fit(self, wanted_bytes: int) -> None:
+        """Raises :class:`OutOfMemory` where a GPU has no room for changed weights beside the model; on the CPU they are mapped."""
+        if self.device.type == "cuda" and wanted_bytes > self.free_bytes:
+            raise OutOfMemory(
+                f"Use fewer or smaller LoRAs: the weights that they change take {gigabytes(wanted_bytes)}, and "
+                f"{gigabytes(self.free_bytes)} are free."
+            )
 
 
 def gigabytes(size_bytes: int) -> str:

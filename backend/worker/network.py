@@ -57,7 +57,9 @@ class GatedNetwork:
             call = calls[index]
             return self(call.x, call.timestep, call.conditioning, call.options)
 
-        return compute_branches(self._mesh, [tuple(call.x.shape) for call in calls], compute)
+        return compute_branches(
+            self._mesh, [self._model.adapter.answer_shape(tuple(call.x.shape)) for call in calls], compute
+        )
 
     def prepare(self, conditioning: Conditioning, batch: int) -> dict[str, Tensor]:
         """Conditioning as the network takes it: cast to the compute dtype, repeated to the batch. Once per trajectory.

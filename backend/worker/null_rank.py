@@ -34,6 +34,10 @@ class NullAdapter:
     def check_values(self, conditioning: Mapping[str, Tensor]) -> None:
         """Nor with any numbers."""
 
+    def answer_shape(self, x_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """That of x."""
+        return x_shape
+
     def bind(self, mesh: SequenceMesh) -> None:
         """Nothing is split."""
 

@@ -96,18 +96,29 @@ def make_ready(
         frames=frames,
         model=model,
         plan=plan,
-        variant=_variant(prepare, model, key, shared_folder),
+        variant=_variant(prepare, models, model, key, shared_folder, progress),
     )
 
 
-def _variant(prepare: Prepare, model: ResidentModel, key: ModelKey, folder: Path) -> str:
+def _variant(
+    prepare: Prepare,
+    models: ResidentModels,
+    model: ResidentModel,
+    key: ModelKey,
+    folder: Path,
+    progress: Callable[[float], None],
+) -> str:
     """The job's LoRAs, computed before anybody enters a collective: a file that does not fit is a refusal."""
     if not prepare.loras:
         return NONE
     if model.variants is None:
         raise BadRequest("Take the LoRAs off this model: it has no weights that they could change.")
     loras = [Lora(path=lora.path, fingerprint=lora.fingerprint, strength=lora.strength) for lora in prepare.loras]
-    return model.variants.prepare(loras, identity=f"{key.path}|{key.fingerprint}|{key.dtype}", folder=folder)
+    identity = f"{key.path}|{key.fingerprint}|{key.dtype}"
+    variant = model.variants.prepare(loras, identity=identity, folder=folder, progress=progress)
+    if variant != model.variants.current:
+        models.memory.check_loras_fit(model.variants.size_bytes(variant))
+    return variant
 
 
 def requested_plan(on: ModelRef, default: str) -> Plan | None:

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 
 from ..errors import OutOfMemory
+from ..models.host_share import forget
 from ..models.registry import ResidentModel, WeightBytes
 from .failure import is_out_of_memory
 from .memory import Memory, gigabytes
@@ -91,11 +92,16 @@ class ResidentModels:
         try:
             return load()
         except Exception as error:
+            self._forget(key)
             if not (isinstance(error, OutOfMemory) or is_out_of_memory(error)) or not self._models:
                 raise
             log.info("no memory for another model: dropping the resident ones")
         self._drop(list(self._models))
-        return load()
+        try:
+            return load()
+        except Exception:
+            self._forget(key)
+            raise
 
     def _make_room(self, key: ModelKey, name: str, weight_bytes: WeightBytes) -> None:
         """Before a model is read: drop what the budget has no room for beside it, and refuse what does not fit at all."""
@@ -118,12 +124,18 @@ class ResidentModels:
 
     def _drop(self, keys: list[ModelKey]) -> None:
         for key in keys:
-            name, _ = self._models.pop(key)
+            name, model = self._models.pop(key)
             log.info("dropping %s from memory", name)
-            if shared := self._shared_file(key):
-                shared.unlink(missing_ok=True)  # another rank may have it mapped still: its pages stay until it lets go
+            if model.variants is not None:
+                model.variants.close()
+            self._forget(key)
         if keys:
             self.memory.free()
+
+    def _forget(self, key: ModelKey) -> None:
+        """Remove what this model's ranks shared."""
+        if shared := self._shared_file(key):
+            forget(shared)
 
     def _shared_file(self, key: ModelKey) -> Path | None:
         if self._shared_folder is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ..errors import LocalProtocolError
+from ..supervisor.runtime_dir import shared_folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,9 +81,7 @@ class RankSettings:
     @property
     def shared_folder(self) -> Path:
         """A folder that all ranks of this host and nobody else may use; it goes with the daemon's runtime folder."""
-        if self.endpoint.startswith("ipc://"):
-            return Path(self.endpoint.removeprefix("ipc://")).parent / f"variants-{self.incarnation}"
-        return Path(tempfile.gettempdir()) / f"tutti-variants-{self.incarnation}"
+        return shared_folder(Path(self.endpoint.removeprefix("ipc://")).parent, self.incarnation)
 
     @property
     def ranks_on_device(self) -> int:

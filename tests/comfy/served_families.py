@@ -23,6 +23,10 @@ class Served:
     latent: tuple[int, ...]
     """Channels, frames of a video, height, width."""
     pooled_width: int = 0
+    masks_alone: bool = False
+    """Whether ComfyUI has a way with masks of its own for this model: then a masked loop runs there."""
+    text_mask: bool = False
+    """Whether the network needs one."""
     row: int = 0
     """Which of the family's parity rows."""
 
@@ -51,9 +55,10 @@ SERVED: Final[Mapping[str, Served]] = {
         Served(family="sd3", text_width=sd3.CONTEXT_WIDTH, pooled_width=sd3.POOLED_WIDTH, latent=(16, 16, 16)),
         Served(family="z_image", text_width=z_image.CONTEXT_WIDTH, latent=(16, 16, 16)),
         Served(family="qwen_image", text_width=qwen_image.TEXT_WIDTH, latent=(16, 1, 16, 16)),
-        Served(family="ltx_video", text_width=4096, latent=(128, 3, 4, 4)),
+        Served(family="ltx_video", text_width=4096, latent=(128, 3, 4, 4), masks_alone=True, text_mask=True),
         Served(
-            family="hunyuan_video", text_width=hunyuan_video.TEXT_WIDTH, pooled_width=hunyuan_video.POOLED_WIDTH, latent=(16, 3, 8, 8)
+            family="hunyuan_video", text_width=hunyuan_video.TEXT_WIDTH, pooled_width=hunyuan_video.POOLED_WIDTH, latent=(16, 3, 8, 8), masks_alone=True,
+            masks_alone=True
         ),
     )
 }  # fmt: skip
@@ -61,7 +66,7 @@ SMALL_DETECTION: Final = {
     "TEST_UNET_CONFIG": json.dumps(
         {
             "transformer_blocks.0.img_mod.1.weight": qwen_image.SMALL_DETECTION,
-            "cap_embedder.1.weight": z_image.DETECTED,
+            "cap_embedder.1.weight": {**z_image.DETECTED, "test_class": "ZImage"},
         }
     )
 }

@@ -32,7 +32,7 @@ CASES: Final[Mapping[str, tuple[Build, str]]] = {
     "text": (workflows.ksampler(), WHOLE),
     "unequal prompts": (workflows.unequal_prompts, WHOLE),
     "from a latent": (workflows.denoise_half, WHOLE),
-    "masked": (masked, WHOLE),
+    "masked": (masked, WHOLE),  # but see Served.masks_alone
     "call by call": (workflows.ksampler(sampler_name="uni_pc"), STEPWISE),
 }
 """Name -> workflow, which way it goes."""
@@ -42,7 +42,12 @@ every_family = pytest.mark.parametrize("served", SERVED.values(), ids=SERVED)
 
 def prompt(build: Build, loader: Loader, served: Served) -> Prompt:
     return workflows.build(
-        build, loader, text_width=served.text_width, pooled_width=served.pooled_width, latent_shape=served.latent
+        build,
+        loader,
+        text_width=served.text_width,
+        pooled_width=served.pooled_width,
+        latent_shape=served.latent,
+        text_mask=served.text_mask,
     )
 
 
@@ -52,6 +57,8 @@ def test_a_family_gives_the_latent_of_stock_comfyui(
     case: str, served: Served, stock: Stock, comfy: ComfyServer
 ) -> None:
     build, path = CASES[case]
+    if case == "masked" and served.masks_alone:
+        path = STEPWISE
     theirs = succeed(stock.server, prompt(build, workflows.stock_loader(served.file), served))
     (expected,) = stock.server.latents(theirs)
     run = succeed(comfy, prompt(build, workflows.tutti_loader(served.file), served))
@@ -84,5 +91,5 @@ def test_a_latent_of_another_family_is_refused_and_the_group_goes_on(served: Ser
 
     run = comfy.run(prompt(wrong, workflows.tutti_loader(served.file), served))
     assert run.status == "error"
-    assert run.error.startswith("Use "), run.error
+    assert run.error.startswith(f"Connect a latent for {served.family}"), run.error
     succeed(comfy, prompt(CASES["text"][0], workflows.tutti_loader(served.file), served))

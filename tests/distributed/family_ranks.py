@@ -43,11 +43,13 @@ def main() -> None:
         def compute(index: int, cases: list[Any] = cases, adapter: Any = model.adapter) -> Tensor:
             call = calls[cases[index]["call"]]
             adapter.check(call.spec())
+            adapter.check_values(call.conditioning)
             velocity: Tensor = adapter.velocity(call.x, call.timestep, call.conditioning, call.options)
             return velocity
 
         # With cfg parallel each half of the ranks computes every other call, of another size than its neighbour's.
-        answers = compute_branches(mesh, [tuple(case["shape"]) for case in cases], compute)
+        shapes = [model.adapter.answer_shape(tuple(calls[case["call"]].x.shape)) for case in cases]
+        answers = compute_branches(mesh, shapes, compute)
         rank.tensors |= {case["name"]: answer for case, answer in zip(cases, answers, strict=True)}
     rank.finish()
 

@@ -75,7 +75,6 @@ def compare(family: Family[Any], rows: Sequence[FamilyRow], folder: Path) -> Com
                 "call": name,
                 "checkpoint": path,
                 "dropped": dropped,
-                "shape": list(expected[name].shape),
             }
             for plan in plans
             # Without a sequence group there is no exchange of tokens to drop.

@@ -47,6 +47,8 @@ class Workflow:
     pooled_width: int
     latent_shape: tuple[int, ...] = LATENT
     """Channels, frames of a video, height, width."""
+    text_mask: bool = False
+    """Whether prompts come with a mask of their tokens."""
     nonce: int = 0
     """Changes nothing in the picture; a new value makes ComfyUI run everything again instead of taking it from its cache."""
     prompt: Prompt = field(default_factory=dict)
@@ -69,7 +71,13 @@ class Workflow:
         """CONDITIONING of one prompt."""
         width = self.pooled_width if pooled else 0
         return self.link(
-            "TestConditioning", seed=seed, tokens=tokens, width=self.text_width, pooled_width=width, nonce=self.nonce
+            "TestConditioning",
+            seed=seed,
+            tokens=tokens,
+            width=self.text_width,
+            pooled_width=width,
+            masked=self.text_mask,
+            nonce=self.nonce,
         )
 
     def latent(
@@ -295,11 +303,17 @@ def build(
     text_width: int,
     pooled_width: int,
     latent_shape: tuple[int, ...] = LATENT,
+    text_mask: bool = False,
     nonce: int = 0,
 ) -> Prompt:
     """The prompt of one case over `loader`."""
     workflow = Workflow(
-        loader=loader, text_width=text_width, pooled_width=pooled_width, latent_shape=latent_shape, nonce=nonce
+        loader=loader,
+        text_width=text_width,
+        pooled_width=pooled_width,
+        latent_shape=latent_shape,
+        text_mask=text_mask,
+        nonce=nonce,
     )
     build_case(workflow)
     return workflow.prompt

@@ -194,6 +194,7 @@ class Flux(Family[FluxGeometry]):
             label=self.label,
             dims=4,
             channels=geometry.in_channels,
+            answer_channels=geometry.out_channels,
             tensors=(
                 Input(name="context", dims=3, width=geometry.context_dim, required=True, advice=_ENCODER),
                 Input(name="pooled", dims=2, width=geometry.pooled_dim, wider=True, advice=_ENCODER),

@@ -194,6 +194,7 @@ class Flux2(Family[Flux2Geometry]):
             label=self.label,
             dims=4,
             channels=geometry.in_channels,
+            answer_channels=geometry.out_channels,
             tensors=(
                 Input(name="context", dims=3, width=geometry.context_dim, required=True, advice=_ENCODER),
                 Input(name="guidance", dims=1),

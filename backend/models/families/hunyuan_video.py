@@ -174,6 +174,7 @@ class HunyuanVideo(Family[HunyuanVideoGeometry]):
             label=self.label,
             dims=5,
             channels=geometry.in_channels,
+            answer_channels=geometry.out_channels,
             sides_of=PATCH[1],
             tensors=(
                 Input(name="context", dims=3, width=geometry.context_dim, required=True, advice=_ENCODER),

@@ -196,6 +196,7 @@ class Sd3(Family[Sd3Geometry]):
             label=self.label,
             dims=4,
             channels=geometry.in_channels,
+            answer_channels=geometry.out_channels,
             largest_side=geometry.table_side * PATCH,
             tensors=(
                 Input(name="context", dims=3, width=geometry.context_dim, required=True, advice=_ENCODER),

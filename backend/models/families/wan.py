@@ -163,6 +163,7 @@ class Wan(Family[WanGeometry]):
             label=self.label,
             dims=5,
             channels=geometry.in_channels,
+            answer_channels=geometry.out_channels,
             tensors=(
                 Input(name="context", dims=3, width=geometry.text_dim, required=True, advice=_ENCODER),
                 Input(name="clip_features", dims=3, width=geometry.image_dim, advice=_VISION),

@@ -7,7 +7,7 @@
     set     value
     DoRA    any of the first three with a dora_scale: the magnitude of every row (or column) is set to it; Liu et al. 2024, equation 5
 
-``s`` is the strength; without an alpha its factor is 1. A MODEL's own strength multiplies W first.
+``s`` is the strength; without an alpha its factor is 1.
 """
 
 from __future__ import annotations
@@ -21,15 +21,13 @@ from torch import Tensor
 
 from ...errors import BadCheckpoint
 
-KINDS: Final = ("lora", "loha", "lokr", "diff", "set")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
     """What one file says about one weight."""
 
     kind: str
-    """One of :data:`KINDS`."""
+    """``lora``, ``loha``, ``lokr``, ``diff`` or ``set``."""
     tensors: Mapping[str, Tensor]
     """By part: ``up``, ``down``, ``mid``, ``w1_a``, ... and ``dora_scale``."""
     alpha: float | None = None
@@ -47,7 +45,6 @@ class Patch:
     swap_halves: bool = False
     """Whether the adapter is for the weight with its halves exchanged."""
     strength: float = 1.0
-    strength_model: float = 1.0
 
 
 def patched(weight: Tensor, patches: Iterable[Patch]) -> Tensor:
@@ -64,12 +61,16 @@ def patched(weight: Tensor, patches: Iterable[Patch]) -> Tensor:
 
 
 def _after(weight: Tensor, patch: Patch) -> Tensor:
-    if patch.strength_model != 1.0:
-        weight = weight * patch.strength_model
     adapter = patch.adapter
     if adapter.kind == "set":
         return _fitting(adapter.tensors["value"].to(weight), weight, patch)
-    change = _fitting(_CHANGES[adapter.kind](adapter), weight, patch)
+    try:
+        change = _CHANGES[adapter.kind](adapter)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise BadCheckpoint(
+            f"Download the LoRA again: its tensors for {patch.weight} do not fit one another."
+        ) from error
+    change = _fitting(change, weight, patch)
     if patch.swap_halves:
         change = torch.cat(change.chunk(2)[::-1])
     if "dora_scale" in adapter.tensors:

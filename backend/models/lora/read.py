@@ -39,6 +39,9 @@ _PARTS: Final[Mapping[str, tuple[str, str]]] = {
 }
 _SHARED: Final = {".alpha": "alpha", ".dora_scale": "dora_scale"}
 _NEEDED: Final = {"lora": ("up", "down"), "loha": ("w1_a", "w1_b", "w2_a", "w2_b"), "lokr": ()}
+_FACTORS: Final = (("w1", ("w1_a", "w1_b")), ("w2", ("w2_a", "w2_b")))
+"""Of a LoKr: each is there as it is, or as two."""
+_TEXT_ENCODERS: Final = ("lora_te", "text_encoder", "te1_", "te2_", "lycoris_te")
 _NAMED: Final = 6
 _ROWS: Final = re.compile(r"(\d{1,9}):(\d{1,9})\]")
 _SWAPPED: Final = "swapped]"
@@ -97,9 +100,14 @@ def read_lora(tensors: Mapping[str, Tensor], targets: Mapping[str, Target], *, s
             continue
         found[layer] = target
         if part == "alpha":
+            if tensor.numel() != 1:
+                raise BadCheckpoint(f"Download the LoRA again: {key} is no single number.")
             alphas[layer] = float(tensor)
+            layers.setdefault(layer, {})
+        elif part in layers.setdefault(layer, {}).setdefault(kind, {}):
+            raise BadCheckpoint(f"Choose another LoRA: it says twice what {layer} is changed by, as {key} too.")
         else:
-            layers.setdefault(layer, {}).setdefault(kind, {})[part] = tensor
+            layers[layer][kind][part] = tensor
     _refuse_unknown(unknown, len(tensors))
     return [
         patch
@@ -135,6 +143,11 @@ def _refuse_unknown(unknown: list[str], count: int) -> None:
     if not unknown:
         return
     named = ", ".join(sorted(unknown)[:_NAMED]) + (" and others" if len(unknown) > _NAMED else "")
+    if all(key.startswith(_TEXT_ENCODERS) for key in unknown):
+        raise BadCheckpoint(
+            f"Load this LoRA with ComfyUI's own Load LoRA node: {len(unknown)} of its {count} keys are for the text encoder, which is "
+            f"ComfyUI's: {named}."
+        )
     if len(unknown) == count:
         raise BadCheckpoint(f"Choose a LoRA for this model: none of its {count} keys fits, such as {named}.")
     raise BadCheckpoint(
@@ -147,11 +160,17 @@ def _patches(
     layer: str, kinds: Mapping[str, Mapping[str, Tensor]], alpha: float | None, target: Target, strength: float
 ) -> list[Patch]:
     shared = kinds.get("shared", {})
+    if not set(kinds) - {"shared"}:
+        raise BadCheckpoint(f"Download the LoRA again: {layer} has half of an adapter, its matrices are missing.")
     found = []
     for kind, parts in kinds.items():
         if kind == "shared":
             continue
         missing = [part for part in _NEEDED.get(kind, ()) if part not in parts]
+        if kind == "lokr":
+            missing += [
+                part for whole, halves in _FACTORS if whole not in parts for part in halves if part not in parts
+            ]
         if missing:
             raise BadCheckpoint(f"Download the LoRA again: {layer} has half of an adapter, {missing[0]} is missing.")
         of_bias = kind == "diff of the bias"

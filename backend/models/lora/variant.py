@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ...errors import BadCheckpoint
 from ..checkpoint import Checkpoint, Source
 from ..family import Family
-from ..host_share import shared_tensors
+from ..host_share import Shared, shared_tensors
 from ..keys import respelled
 from ..packed import PackedLinear
 from .adapters import Patch, patched
 
 
 def merged_weights(
-    original: OriginalWeights, patches: Iterable[Patch], dtype: torch.dtype, path: Path
-) -> dict[str, Tensor]:
+    original: OriginalWeights,
+    patches: Iterable[Patch],
+    dtype: torch.dtype,
+    path: Path,
+    progress: Callable[[float], None] = lambda _: None,
+) -> Shared:
     """The changed weights by their original names, computed in float32, rounded to ``dtype``, and shared by the ranks of a host at ``path``.
 
     Raises:
-        BadCheckpoint: an adapter does not fit its weight.
+        BadCheckpoint: an adapter does not fit its weight, or is for one that the model lacks.
     """
     by_weight: dict[str, list[Patch]] = {}
     for patch in patches:
         by_weight.setdefault(patch.weight, []).append(patch)
+    if missing := sorted(name for name in by_weight if name not in original):
+        raise BadCheckpoint(f"Choose a LoRA for this model: it changes {missing[0]}, which the model does not have.")
     shapes = {name: original.shape(name) for name in by_weight}
-    return shared_tensors(path, shapes, dtype, lambda name: patched(original.load(name), by_weight[name]))
+    return shared_tensors(path, shapes, dtype, lambda name: patched(original.load(name), by_weight[name]), progress)
 
 
 class OriginalWeights:
@@ -45,6 +53,11 @@ class OriginalWeights:
                 source = family.key_map(geometry).source(parameter)
                 piece = (source.rows[0] if source.rows else 0, parameter, source.swap_halves)
                 self._pieces.setdefault(source.name, []).append(piece)
+
+    def __contains__(self, name: str) -> bool:
+        if self._pieces:
+            return name in self._pieces
+        return respelled(self._checkpoint, name, self._spellings) in self._checkpoint
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A weight's shape."""
@@ -74,35 +87,36 @@ class Variant:
         """``find`` gives the original name and rows of a parameter of the network as it was loaded."""
         self._network = network
         self._parameters = {name: find(name) for name in _all_weights(network)}
-        self._before: dict[str, Any] = {}
+        self._undo: list[Callable[[], None]] = []
 
     def apply(self, weights: Mapping[str, Tensor], device: torch.device) -> None:
-        """Put changed weights (by original names) in; earlier changes are taken out first."""
+        """Put changed weights (by original names) in; earlier changes are taken out first. All of them, or (with an exception) none."""
         self.remove()
-        for name, source in self._parameters.items():
-            if source.name in weights:
-                tensor = weights[source.name]
-                tensor = tensor if source.rows is None else tensor[source.rows[0] : source.rows[1]]
-                tensor = torch.cat(tensor.chunk(2)[::-1]) if source.swap_halves else tensor
-                self._put(name, tensor.to(device))
+        try:
+            for name, source in self._parameters.items():
+                if source.name in weights:
+                    tensor = weights[source.name]
+                    tensor = tensor if source.rows is None else tensor[source.rows[0] : source.rows[1]]
+                    tensor = torch.cat(tensor.chunk(2)[::-1]) if source.swap_halves else tensor
+                    self._put(name, tensor.to(device))
+        except BaseException:
+            self.remove()
+            raise
 
     def remove(self) -> None:
         """The network as it was loaded."""
-        while self._before:
-            name, before = self._before.popitem()
-            module, leaf = _place(self._network, name)
-            if isinstance(module, PackedLinear):
-                module.changed = before
-            else:
-                getattr(module, leaf).data = before
+        while self._undo:
+            self._undo.pop()()
 
     def _put(self, name: str, tensor: Tensor) -> None:
         module, leaf = _place(self._network, name)
         if isinstance(module, PackedLinear) and leaf == "weight":
-            self._before[name], module.changed = module.changed, tensor
+            self._undo.append(partial(setattr, module, "changed", module.changed))
+            module.changed = tensor
         else:
             parameter = getattr(module, leaf)
-            self._before[name], parameter.data = parameter.data, tensor
+            self._undo.append(partial(setattr, parameter, "data", parameter.data))
+            parameter.data = tensor
 
 
 def _place(network: nn.Module, name: str) -> tuple[nn.Module, str]:

@@ -26,14 +26,19 @@ class TestConditioning:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {"seed": SEED, "tokens": SIZE, "width": SIZE, "pooled_width": SIZE},
-            "optional": {"nonce": NONCE},
+            "optional": {"masked": ("BOOLEAN", {"default": False}), "nonce": NONCE},
         }
 
-    def make(self, seed: int, tokens: int, width: int, pooled_width: int, nonce: int = 0) -> tuple[list[Any]]:
+    def make(
+        self, seed: int, tokens: int, width: int, pooled_width: int, masked: bool = False, nonce: int = 0
+    ) -> tuple[list[Any]]:
+        """`masked`: with a mask that lets every token through."""
         generator = torch.Generator().manual_seed(seed)
         extra: dict[str, Any] = {}
         if pooled_width:
             extra["pooled_output"] = torch.randn(1, pooled_width, generator=generator)
+        if masked:
+            extra["attention_mask"] = torch.ones(1, tokens, dtype=torch.int64)
         return ([[torch.randn(1, tokens, width, generator=generator), extra]],)
 
 

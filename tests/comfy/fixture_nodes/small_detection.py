@@ -7,14 +7,18 @@ import os
 from typing import Any
 
 import comfy.model_detection
+import comfy.supported_models
 
 VARIABLE = "TEST_UNET_CONFIG"
 """JSON: a tensor that only files of the family have -> what to replace in the detected configuration."""
+CLASS = "test_class"
+"""There: the class in ``comfy.supported_models``, where ComfyUI would find another one for a small checkpoint."""
 
 
 def install() -> None:
     """Wrap ComfyUI's detection."""
     changes: dict[str, dict[str, Any]] = json.loads(os.environ.get(VARIABLE, "{}"))
+    choose = comfy.model_detection.model_config_from_unet_config
     detect = comfy.model_detection.detect_unet_config
 
     def detect_small(state_dict: Any, key_prefix: str, *args: Any, **kwargs: Any) -> Any:
@@ -24,5 +28,11 @@ def install() -> None:
                 found = {**found, **change}
         return found
 
+    def choose_small(unet_config: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """ComfyUI tells some families apart by their real width."""
+        name = unet_config.pop(CLASS, None)
+        return getattr(comfy.supported_models, name)(unet_config) if name else choose(unet_config, *args, **kwargs)
+
     if changes:
+        comfy.model_detection.model_config_from_unet_config = choose_small
         comfy.model_detection.detect_unet_config = detect_small

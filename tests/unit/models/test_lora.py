@@ -84,12 +84,6 @@ def test_patches_are_applied_in_order_and_leave_the_original_alone() -> None:
     assert torch.equal(weight, torch.ones(2, 3))
 
 
-def test_a_models_own_strength_multiplies_the_weight_first() -> None:
-    diff = Adapter(kind="diff", tensors={"value": torch.ones(2, 2)})
-    out = patched(torch.full((2, 2), 4.0), [Patch(weight="w", adapter=diff, strength=1.0, strength_model=0.5)])
-    assert torch.equal(out, torch.full((2, 2), 3.0))
-
-
 @pytest.mark.parametrize("stored", ["plain", "packed"])
 def test_what_is_taken_out_leaves_the_very_same_weights(
     stored: str, targets: dict[str, Target], tmp_path: Path
