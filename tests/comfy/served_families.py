@@ -58,7 +58,6 @@ SERVED: Final[Mapping[str, Served]] = {
         Served(family="ltx_video", text_width=4096, latent=(128, 3, 4, 4), masks_alone=True, text_mask=True),
         Served(
             family="hunyuan_video", text_width=hunyuan_video.TEXT_WIDTH, pooled_width=hunyuan_video.POOLED_WIDTH, latent=(16, 3, 8, 8), masks_alone=True,
-            masks_alone=True
         ),
     )
 }  # fmt: skip
