@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ..errors import (
     ERRORS_BY_CODE,
+    BadCheckpoint,
     BadRequest,
     Draining,
     InternalError,
@@ -158,7 +159,7 @@ class Dispatch:
         job = turn.job
         match message:
             case Prepared() if message.sequence == turn.sequence:
-                self._prepared(turn, job, rank)
+                self._prepared(turn, job, rank, message)
             case Refused() if message.sequence == turn.sequence and not turn.running:
                 self._endings.abort_turn()
                 self._core.end(job, JobState.FAILED, _reported(message.code, message.message, job))
@@ -171,10 +172,18 @@ class Dispatch:
                     "ignored a %s of rank %d that is not about the turn in flight", type(message).__name__, rank.rank
                 )
 
-    def _prepared(self, turn: Turn, job: Job, rank: Rank) -> None:
-        turn.prepared.add(rank.rank)
-        if len(turn.prepared) == self._core.group.world_size and not turn.running:
+    def _prepared(self, turn: Turn, job: Job, rank: Rank, message: Prepared) -> None:
+        turn.prepared[rank.rank] = message.changed
+        if len(turn.prepared) < self._core.group.world_size or turn.running:
+            return
+        if len(set(turn.prepared.values())) == 1:
             self._go(turn, job)
+            return
+        self._endings.abort_turn()
+        differ = BadCheckpoint(
+            "Copy the same LoRA and model files to every host: the ranks' changed weights are not the same."
+        )
+        self._core.end(job, JobState.FAILED, differ)
 
     def _rank_0_said(
         self, message: Message, frames: Sequence[Frame], rank: Rank, turn: Turn, job: Job, now_s: float

@@ -431,6 +431,8 @@ class Prepared:
     """R -> B. This rank could run the job."""
 
     sequence: int = field(metadata=_POSITIVE)
+    changed: str | None = field(default=None, metadata=_ID)
+    """Checksum of the weights that the job's LoRAs changed; absent without LoRAs. Ranks of several hosts compute them from files of their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -122,10 +122,17 @@ class RankLoop:
             refusal = self._name(error, f"refused job {prepare.sequence}")
         # Out of the except block, whose traceback keeps what was allocated alive.
         if refusal is None:
-            self._report.prepared(prepare.sequence)
+            self._report.prepared(prepare.sequence, self._checksum(self._waiting))
         else:
             self._models.memory.free()
             self._report.refused(prepare.sequence, refusal)
+
+    @staticmethod
+    def _checksum(prepared: PreparedJob | None) -> str | None:
+        """Of the weights that the job's LoRAs changed."""
+        if prepared is None or prepared.model.variants is None:
+            return None
+        return prepared.model.variants.checksum(prepared.variant)
 
     def _go(self, prepared: PreparedJob, *, ready_since_last_turn: bool = False) -> None:
         """Run a job together with the other ranks, and leave it together with them."""

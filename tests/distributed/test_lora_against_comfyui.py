@@ -52,7 +52,7 @@ def patched_velocity(tiny: Path, files: Sequence[tuple[Path, float]], merged: Pa
     x, timestep, conditioning = CALL.tensors()
     variant = Variant(model.adapter.network, flux.key_map(GEOMETRY).source)  # type: ignore[attr-defined]
     original = OriginalWeights(flux, GEOMETRY, checkpoint)
-    variant.apply(merged_weights(original, patches, torch.float32, merged), torch.device("cpu"))
+    variant.apply(merged_weights(original, patches, torch.float32, merged).tensors, torch.device("cpu"))
     changed = model.adapter.velocity(x, timestep, conditioning, {})
     variant.remove()
     return changed, model.adapter.velocity(x, timestep, conditioning, {})

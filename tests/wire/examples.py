@@ -171,6 +171,7 @@ EXAMPLES: dict[str, Example] = {
     ),
     "Prepare": Example(_prepare(PREPARED_TENSORS, evaluate=EVALUATE), PREPARED_TENSORS),
     "Prepared": Example(m.Prepared(sequence=7)),
+    "Prepared with LoRAs": Example(m.Prepared(sequence=7, changed=DIGEST)),
     "Refused": Example(m.Refused(sequence=7, code="out_of_memory", message="Free 3 GB.")),
     "Go": Example(m.Go(sequence=7)),
     "Repeat": Example(m.Repeat(sequence=8, turn=4), EVALUATE_TENSORS),

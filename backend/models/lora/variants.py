@@ -72,9 +72,9 @@ class Variants:
         self._drop_old()
         return key
 
-    def checksum(self, key: str) -> str:
-        """Of a prepared set's weights: equal on every rank, or they do not compute the same. Empty without LoRAs."""
-        return "" if key == NONE else self._sets[key][1].checksum
+    def checksum(self, key: str) -> str | None:
+        """Of a prepared set's weights: equal on every rank, or they do not compute the same. None without LoRAs."""
+        return None if key == NONE else self._sets[key][1].checksum
 
     def size_bytes(self, key: str) -> int:
         """What a prepared set takes on a device beside the network."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from tutti.backend.errors import BadCheckpoint
 from tutti.backend.models.checkpoint import open_checkpoint
 from tutti.backend.models.families.flux import Flux, FluxGeometry
-from tutti.backend.models.host_share import shared_tensors
+from tutti.backend.models.host_share import Shared, shared_tensors
 from tutti.backend.models.lora.adapters import Adapter, Patch, patched
 from tutti.backend.models.lora.read import Target, read_lora, targets_of
 from tutti.backend.models.lora.variant import OriginalWeights, Variant, merged_weights
@@ -101,7 +102,8 @@ def test_what_is_taken_out_leaves_the_very_same_weights(
     before = to_q.weight.clone()
     patches = read_lora(loras.formats(GEOMETRY)["kohya"], targets, strength=1.0)
     variant = Variant(network, flux.key_map(GEOMETRY).source)
-    variant.apply(merged_weights(original(path), patches, torch.float32, tmp_path / "merged.safetensors"), CPU)
+    merged = merged_weights(original(path), patches, torch.float32, tmp_path / "merged.safetensors").tensors
+    variant.apply(merged, CPU)
     x = torch.randn(1, 256)
     changed = to_q(x) - torch.nn.functional.linear(x, before, to_q.bias)
     assert float(changed.abs().max()) > 0.01
@@ -139,10 +141,97 @@ def test_ranks_of_one_host_compute_changed_weights_once(tmp_path: Path) -> None:
         made.append(name)
         return torch.arange(4.0)
 
-    def share(_: int) -> dict[str, Tensor]:
+    def share(_: int) -> Shared:
         return shared_tensors(tmp_path / "variant.safetensors", {"w": (4,)}, torch.bfloat16, make)
 
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(share, range(4)))
     assert made == ["w"]
-    assert all(torch.equal(result["w"], torch.arange(4.0).bfloat16()) for result in results)
+    assert all(torch.equal(result.tensors["w"], torch.arange(4.0).bfloat16()) for result in results)
+    assert len({result.checksum for result in results}) == 1
+
+
+def test_where_nothing_can_be_shared_each_rank_keeps_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shapes = {"w": (3, 5), "b": (7,)}
+    values = {name: torch.randn(shape) for name, shape in shapes.items()}
+    shared = shared_tensors(tmp_path / "a" / "x.safetensors", shapes, torch.float32, values.__getitem__)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
+    alone = shared_tensors(tmp_path / "b" / "x.safetensors", shapes, torch.float32, values.__getitem__)
+    assert "each rank keeps its own copy" in caplog.text
+    assert not (tmp_path / "b" / "x.safetensors").exists()
+    assert all(torch.equal(alone.tensors[name], shared.tensors[name]) for name in shapes)
+    assert alone.checksum == shared.checksum
+    values["w"][2, 4] += 1
+    other = shared_tensors(tmp_path / "c" / "x.safetensors", shapes, torch.float32, values.__getitem__)
+    assert other.checksum != shared.checksum, "the control: other values, another checksum"
+
+
+def test_a_disk_that_fills_up_while_writing_leaves_nothing_half_written(tmp_path: Path) -> None:
+    def make(name: str) -> Tensor:
+        if name == "b":
+            raise OSError(28, "No space left on device")
+        return torch.zeros(3)
+
+    with pytest.raises(OSError, match="No space"):  # alone it is made again, and fails again: nothing else could
+        shared_tensors(tmp_path / "x.safetensors", {"a": (3,), "b": (3,)}, torch.float32, make)
+    assert {path.name for path in tmp_path.iterdir()} == {"x.lock"}
+
+
+@pytest.mark.parametrize("stored", ["plain", "packed"])
+def test_a_set_that_does_not_go_in_leaves_the_network_as_it_was(
+    stored: str, targets: dict[str, Target], tmp_path: Path
+) -> None:
+    path = tmp_path / "tiny.safetensors"
+    write_tiny_flux(path, hidden=256, depth=1, depth_single=1)
+    if stored == "packed":
+        quantised.write_gguf(tmp_path / "tiny.gguf", load_file(path), "Q8_0")
+        path = tmp_path / "tiny.gguf"
+    model = load_model(path, dtype=torch.float32, device=CPU, progress=lambda _: None)
+    network = model.adapter.network  # type: ignore[attr-defined]
+    patches = read_lora(loras.formats(GEOMETRY)["full difference"], targets, strength=1.0)
+    merged = merged_weights(original(path), patches, torch.float32, tmp_path / "merged.safetensors").tensors
+    x = torch.randn(1, 256)
+    to_q = network.transformer_blocks[0].attn.to_q
+    before = to_q(x)
+    variant = Variant(network, Flux().key_map(GEOMETRY).source)
+    variant.apply(merged, CPU)
+    assert not torch.equal(to_q(x), before), "weights and biases are changed"
+    variant.remove()
+    assert torch.equal(to_q(x), before)
+    last = list(merged)[-1]
+    with pytest.raises(AttributeError):
+        variant.apply({**merged, last: None}, CPU)  # type: ignore[dict-item]
+    assert torch.equal(to_q(x), before), "what went in before it failed is out again"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t.pop(f"{LAYER}.lora_A.weight"), "half of an adapter"),
+        (lambda t: [t.pop(f"{LAYER}.lora_A.weight"), t.pop(f"{LAYER}.lora_B.weight"), t.update({f"{LAYER}.alpha": torch.tensor(1.0)})], "half of an adapter"),
+        (lambda t: t.update({f"{LAYER}.lora_down.weight": torch.ones(2, 2)}), "says twice"),
+        (lambda t: t.update({f"{LAYER}.alpha": torch.ones(3)}), "is no single number"),
+        (lambda t: t.update({f"{LAYER}.lokr_w1": torch.ones(2, 2)}), "half of an adapter"),
+        (lambda t: t.update({"lora_te1_text_model.x.lora_up.weight": torch.ones(2, 2)}), "Load this LoRA with ComfyUI's own Load LoRA node"),
+    ],
+)  # fmt: skip
+def test_half_a_lora_is_named(
+    change: Callable[[dict[str, Tensor]], object], says: str, targets: dict[str, Target]
+) -> None:
+    tensors = some_lora()
+    change(tensors)
+    with pytest.raises(BadCheckpoint, match=says):
+        read_lora(tensors, targets, strength=1.0)
+
+
+def test_tensors_that_do_not_fit_one_another_are_refused_by_their_weight(
+    targets: dict[str, Target], tmp_path: Path
+) -> None:
+    write_tiny_flux(tmp_path / "tiny.safetensors", hidden=256, depth=1, depth_single=1)
+    tensors = some_lora()
+    tensors[f"{LAYER}.lora_A.weight"] = tensors[f"{LAYER}.lora_A.weight"][:-1]
+    patches = read_lora(tensors, targets, strength=1.0)
+    with pytest.raises(BadCheckpoint, match="do not fit one another"):
+        merged_weights(original(tmp_path / "tiny.safetensors"), patches, torch.float32, tmp_path / "merged.safetensors")
