@@ -14,6 +14,7 @@ SIZES: Final[Mapping[str, tuple[int, int]]] = {
     "DualCLIPLoader": (340, 142),
     "TripleCLIPLoader": (340, 118),
     "VAELoader": (340, 62),
+    "CheckpointLoaderSimple": (340, 98),
     "LoadImage": (340, 330),
     "CLIPTextEncode": (420, 220),
     "TextEncodeQwenImageEditPlus": (420, 260),
@@ -99,14 +100,14 @@ def ksampler(
     )  # fmt: skip
 
 
-def decode(samples: str = "sample") -> Node:
+def decode(vae: str = "vae") -> Node:
     """Latent to pictures."""
-    return node("decode", "VAEDecode", samples=samples, vae="vae")
+    return node("decode", "VAEDecode", samples="sample", vae=vae)
 
 
-def picture(prefix: str) -> Group:
+def picture(prefix: str, number: int = 5) -> Group:
     """Save what came out."""
-    return Group("5 \u00b7 Picture", (node("save", "SaveImage", f"tutti/{prefix}", images="decode"),))
+    return Group(f"{number} \u00b7 Picture", (node("save", "SaveImage", f"tutti/{prefix}", images="decode"),))
 
 
 def video(prefix: str) -> Group:
@@ -226,7 +227,8 @@ QWEN_EDIT: Final = Graph(
                 "Qwen-Image-Edit",
                 "diffusion_models/qwen_image_edit_2509_fp8_e4m3fn.safetensors text_encoders/qwen_2.5_vl_7b_fp8_scaled.safetensors "
                 "vae/qwen_image_vae.safetensors",
-                "The prompt's node takes up to three pictures; the first one gives the size.",
+                "The prompt's node takes up to three pictures; the first one gives the size. *CFGNorm* changes every step from outside, so the loop "
+                "runs step by step; without it, as a whole.",
             ),
             Group(
                 "1 \u00b7 Load",
@@ -253,7 +255,7 @@ QWEN_EDIT: Final = Graph(
         ),
         (
             Group(
-                "4 \u00b7 Sample",
+                "3 \u00b7 Sample",
                 (
                     node("shift", "ModelSamplingAuraFlow", 3, model="model"),
                     node("norm", "CFGNorm", 1, False, model="shift"),
@@ -263,7 +265,7 @@ QWEN_EDIT: Final = Graph(
                 ),
             ),
         ),
-        (picture("qwen_image_edit"),),
+        (picture("qwen_image_edit", 4),),
     ),
 )  # fmt: skip
 
@@ -274,6 +276,7 @@ Z_IMAGE: Final = Graph(
             read_me(
                 "Z-Image Turbo, text to image,",
                 "diffusion_models/z_image_turbo_bf16.safetensors text_encoders/qwen_3_4b.safetensors vae/ae.safetensors",
+                "The sampler is euler, whose whole loop runs in the daemon. The usual template's res_multistep works too, step by step.",
             ),
             Group(
                 "1 \u00b7 Load",
@@ -304,7 +307,7 @@ Z_IMAGE: Final = Graph(
                 "4 \u00b7 Sample",
                 (
                     node("shift", "ModelSamplingAuraFlow", 3, model="model"),
-                    ksampler(9, 1, "euler", model="shift"),
+                    ksampler(8, 1, "euler", model="shift"),
                     decode(),
                 ),
             ),
@@ -366,9 +369,10 @@ SD35: Final = Graph(
         (
             read_me(
                 "Stable Diffusion 3.5, text to image,",
-                "diffusion_models/sd3.5_large.safetensors text_encoders/clip_g.safetensors text_encoders/clip_l.safetensors "
-                "text_encoders/t5xxl_fp16.safetensors vae/sd3.5_vae.safetensors",
-                "An all-in-one file works as it is: put it (or a link to it) into `diffusion_models`; only its diffusion model is read.",
+                "checkpoints/sd3.5_large.safetensors diffusion_models/sd3.5_large.safetensors text_encoders/clip_g.safetensors "
+                "text_encoders/clip_l.safetensors text_encoders/t5xxl_fp16.safetensors",
+                "The published file holds the diffusion model and the VAE: put it into `checkpoints`, and a link to it into `diffusion_models`. "
+                "*Load Checkpoint* gives the VAE only.",
             ),
             Group(
                 "1 \u00b7 Load",
@@ -377,7 +381,7 @@ SD35: Final = Graph(
                     node(
                         "clip", "TripleCLIPLoader", "clip_g.safetensors", "clip_l.safetensors", "t5xxl_fp16.safetensors"
                     ),
-                    node("vae", "VAELoader", "sd3.5_vae.safetensors"),
+                    node("all", "CheckpointLoaderSimple", "sd3.5_large.safetensors", title="Its VAE"),
                 ),
             ),
         ),
@@ -400,7 +404,7 @@ SD35: Final = Graph(
                 (
                     node("shift", "ModelSamplingSD3", 3, model="model"),
                     ksampler(28, 4.5, "euler", model="shift"),
-                    decode(),
+                    decode("all.2"),
                 ),
             ),
         ),
@@ -464,15 +468,16 @@ LTX_VIDEO: Final = Graph(
         (
             read_me(
                 "LTX-Video, text to video,",
-                "diffusion_models/ltx-video-2b-v0.9.5.safetensors text_encoders/t5xxl_fp16.safetensors vae/ltx-video-2b-v0.9.5.safetensors",
-                "The published file holds the diffusion model and the VAE: put it (or a link to it) into both folders.",
+                "checkpoints/ltx-video-2b-v0.9.5.safetensors diffusion_models/ltx-video-2b-v0.9.5.safetensors text_encoders/t5xxl_fp16.safetensors",
+                "The published file holds the diffusion model and the VAE: put it into `checkpoints`, and a link to it into `diffusion_models`. "
+                "*Load Checkpoint* gives the VAE only.",
             ),
             Group(
                 "1 \u00b7 Load",
                 (
                     loader("ltx-video-2b-v0.9.5.safetensors"),
                     node("clip", "CLIPLoader", "t5xxl_fp16.safetensors", "ltxv", "default"),
-                    node("vae", "VAELoader", "ltx-video-2b-v0.9.5.safetensors"),
+                    node("all", "CheckpointLoaderSimple", "ltx-video-2b-v0.9.5.safetensors", title="Its VAE"),
                 ),
             ),
         ),
@@ -497,7 +502,7 @@ LTX_VIDEO: Final = Graph(
                         "sample", "SamplerCustom", True, 7, "randomize", 3,
                         model="model", positive="both", negative="both.1", sampler="sampler", sigmas="sigmas", latent_image="size",
                     ),
-                    decode(),
+                    decode("all.2"),
                     film(25),
                 ),
             ),

@@ -19,7 +19,7 @@ PAGE_ONLY = {"MarkdownNote": ["STRING"]}
 """Nodes that only the page knows, and their widgets."""
 DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
 """A choice that brings further widgets; those we use bring none."""
-FILE_WIDGETS = ("unet_name", "clip_name", "clip_name1", "clip_name2", "clip_name3", "vae_name", "image")
+FILE_WIDGETS = ("unet_name", "ckpt_name", "clip_name", "clip_name1", "clip_name2", "clip_name3", "vae_name", "image")
 WIDGETS = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool, "COMBO": str, DYNAMIC: str}
 FILE_NAME = re.compile(r"[\w][\w .-]*\.(safetensors|png)")
 """What a workflow may say of a file: its name in ComfyUI's own list."""

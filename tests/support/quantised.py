@@ -37,7 +37,7 @@ GGUF_K_TYPES: Final[Mapping[str, tuple[int, ...]]] = {
 
 def is_quantised(name: str, tensor: Tensor) -> bool:
     """What converters pack: the matrices inside the blocks."""
-    return tensor.ndim == 2 and name.endswith(".weight") and "blocks." in name
+    return tensor.ndim == 2 and name.endswith(".weight") and ("blocks." in name or "layers." in name)
 
 
 def comfy_tensors(plain: Tensors, format: str, *, convrot: bool = False) -> tuple[Tensors, Tensors]:

@@ -11,6 +11,7 @@ from typing import Final
 
 from tests.comfy.served_families import SERVED
 from tests.comfy.test_families import CASES as SERVED_CASES
+from tests.comfy.test_parity import PLANS as SERVER_PLANS
 from tests.distributed.test_family_loras import ROWS as LORA_ROWS
 from tests.distributed.test_lora_against_comfyui import FORMATS as LORA_FORMATS
 from tests.support import quantised, workflows
@@ -83,19 +84,23 @@ def _known(name: str, names: Iterable[str]) -> bool:
     return True
 
 
+def plans_of(family: str) -> list[str]:
+    """Every plan under which a family is compared with stock ComfyUI."""
+    if family == "flux":
+        return [plan for plan, _ in SERVER_PLANS.values()]
+    return [plan for of_size in PLANS.values() for plan in of_size] if family in ROWS else []
+
+
 def table() -> str:
     """Markdown."""
-    plans = sorted({plan for of_size in PLANS.values() for plan in of_size})
-    has_usp, has_cfg = any("ulysses=2" in plan for plan in plans), any("cfg=2" in plan for plan in plans)
     head = ["family", *TASKS, "USP", "CFG parallel", "LoRA"]
     lines = [" | ".join(("", *head, "")).strip(), "|" + "---|" * len(head)]
     for family, label in LABELS.items():
-        shown = tasks_of(family)
+        shown, plans = tasks_of(family), plans_of(family)
         marks = [YES if task in shown else NO for task in TASKS]
-        marks += [
-            YES if shown_for_all else NO
-            for shown_for_all in (has_usp, has_cfg, family == "flux" or family in LORA_ROWS)
-        ]
+        has_lora = family == "flux" or family in LORA_ROWS
+        marks += [YES if any(axis in plan for plan in plans) else NO for axis in ("ulysses=2", "cfg=2")]
+        marks += [YES if has_lora else NO]
         lines.append(f"| {label} | {' | '.join(marks)} |")
     return "\n".join([*lines, "", *formats()])
 
@@ -107,8 +112,8 @@ def formats() -> list[str]:
     loras = ", ".join(LORA_FORMATS)
     layouts = f"{comfy}; int8 with ConvRot too; scaled fp8 of old"
     files = (
-        f"Every family reads bf16, fp16, fp32 and plain fp8, ComfyUI's own quantised layouts ({layouts}), GGUF ({gguf}), shards, and the "
-        "diffusion model of an all-in-one file."
+        f"Files: bf16, fp16, fp32 and plain fp8, ComfyUI's own quantised layouts ({layouts}), GGUF ({gguf}), shards, and the diffusion model "
+        "of an all-in-one file. Each is tested with FLUX.1, nvfp4 and Q8_0 with every family."
     )
     return [files, "", f"LoRA: {loras}."]
 
