@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from ..errors import BadCheckpoint
 from ..formats.entries import Entry
 from ..formats.gguf_header import SUFFIX as GGUF
-from ..formats.gguf_header import open_gguf
+from ..formats.gguf_header import read_gguf
 from ..formats.quantised import FORMATS, FP8
 from ..formats.read import raw_files
 from .host_share import KINDS
@@ -102,23 +103,24 @@ class GgufWeights:
     """A mapped GGUF file."""
 
     def __init__(self, path: Path) -> None:
-        self._tensors = {tensor.name: tensor for tensor in open_gguf(path).tensors}
+        self._begins = {tensor.entry.name: tensor.begin for tensor in read_gguf(path).tensors}
+        # Copy on write, so that torch may see the pages as tensors; nobody writes.
+        self._bytes = torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="c"))
 
     def load(self, entry: Entry, rows: Rows | None, dtype: torch.dtype) -> Tensor:
         packed = self.packed(entry)
         if packed is not None:
             return (packed if rows is None else packed.cut(rows)).unpack(dtype).reshape(_shape(entry, rows))
-        plain = torch.from_numpy(self._data(entry, rows)).view(KINDS[entry.kind])
-        return plain.reshape(_shape(entry, rows)).to(dtype)
+        return _cut(self._raw(entry).view(KINDS[entry.kind]).reshape(entry.shape), rows).to(dtype)
 
     def packed(self, entry: Entry) -> Packed | None:
         if entry.kind in KINDS:
             return None
-        return PackedGguf(torch.from_numpy(self._data(entry, None)), entry.kind)
+        return PackedGguf(self._raw(entry).reshape(entry.shape[0], -1), entry.kind)
 
-    def _data(self, entry: Entry, rows: Rows | None) -> Any:
-        data = self._tensors[entry.name].data
-        return data if rows is None else data[rows[0] : rows[1]]
+    def _raw(self, entry: Entry) -> Tensor:
+        begin = self._begins[entry.name]
+        return self._bytes[begin : begin + entry.stored_bytes]
 
 
 class ConvertedWeights:
