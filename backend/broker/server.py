@@ -11,9 +11,10 @@ from typing import Protocol
 
 import zmq
 
-from ..errors import AuthFailed, InternalError, RemoteProtocolError, RequestRefused, TuttiError
+from ..errors import AuthFailed, InternalError, QueueFull, RemoteProtocolError, RequestRefused, TuttiError
 from ..wire import codec
 from ..wire.digest import content_digest, job_digest
+from ..wire.limits import TEXT_LENGTH
 from ..wire.messages import Described, Evaluated, Failed, Pong, RankHello, Result, Stored
 from .actions import (
     Action,
@@ -358,8 +359,7 @@ class Server:
         try:
             frames = self._described(action)
         except Exception as problem:
-            error = _told(problem)
-            frames = codec.encode(Failed(code=error.code, message=error.message, request=action.request))
+            frames = _failed(problem, action.request, "its list of models could not be read")
 
         def answer() -> None:
             self._send(action.peer, frames)
@@ -375,8 +375,7 @@ class Server:
             have = self._store.put(asked.digest, asked.size_bytes, asked.offset, data)
             frames = codec.encode(Stored(request=asked.request, digest=asked.digest, have_bytes=have))
         except Exception as problem:
-            error = _told(problem)
-            frames = codec.encode(Failed(code=error.code, message=error.message, request=asked.request))
+            frames = _failed(problem, asked.request, "what was sent could not be kept")
 
         def answer() -> None:
             self._send(action.peer, frames)
@@ -401,9 +400,9 @@ def _is_due(at_s: float | None, now_s: float) -> bool:
     return at_s is not None and now_s >= at_s
 
 
-def _told(problem: Exception) -> TuttiError:
-    """What a client is told of a problem with the catalog."""
-    if isinstance(problem, RequestRefused):
-        return problem
-    log.error("the catalog failed", exc_info=problem)
-    return InternalError("Look at the daemon's log: its list of models could not be read.")
+def _failed(problem: Exception, request: int, what: str) -> list[codec.Frame]:
+    """What a client is told of a problem on the helper thread, as frames that always fit: names in files may be long."""
+    error = problem if isinstance(problem, RequestRefused | QueueFull) else InternalError(f"Look at the daemon's log: {what}.")
+    if error is not problem:
+        log.error("%s", what, exc_info=problem)
+    return codec.encode(Failed(code=error.code, message=error.message[:TEXT_LENGTH], request=request))

@@ -20,6 +20,7 @@ from ..wire import codec
 from ..wire.codec import Received
 from ..wire.connection import Connection
 from ..wire.digest import job_digest
+from ..wire.limits import STORE_PIECE_BYTES
 from ..wire.messages import (
     Cancel,
     Describe,
@@ -56,7 +57,6 @@ SILENCE_S: Final = 10.0
 PING_S: Final = 2.0
 CANCEL_S: Final = 5.0
 """How long an interrupted job is waited for before the socket is given up."""
-STORE_PIECE_BYTES: Final = 32 * 1024**2
 """What is sent of a file at a time."""
 _NO_ID: Final = "0" * 32
 

@@ -132,6 +132,8 @@ def _upload(message: Upload, parts: Parts) -> None:
 def _store(message: Store, parts: Parts) -> None:
     if "bytes" in parts:
         (size,) = _row(parts, "bytes", frozenset({"U8"}))
+        if size > limits.STORE_PIECE_BYTES:
+            raise SchemaError(f"a piece of {size} bytes, at most {limits.STORE_PIECE_BYTES} are taken", "bytes")
         if message.offset + size > message.size_bytes:
             raise SchemaError(f"{size} bytes at {message.offset} of a file of {message.size_bytes}", "bytes")
     _only(parts, ("bytes",))
