@@ -266,7 +266,7 @@ class Server:
         try:
             answer = self._catalog.resolve_all(*lookup.wanted)
         except Exception as problem:
-            answer = _told(problem)
+            answer = _told(problem, "its list of models could not be read")
         return lambda: self._follow_later(self._lookups.found(lookup, answer, time.monotonic()))
 
     def _from_rank(self, peer: bytes, frames: list[zmq.Frame]) -> None:
@@ -402,7 +402,13 @@ def _is_due(at_s: float | None, now_s: float) -> bool:
 
 def _failed(problem: Exception, request: int, what: str) -> list[codec.Frame]:
     """What a client is told of a problem on the helper thread, as frames that always fit: names in files may be long."""
-    error = problem if isinstance(problem, RequestRefused | QueueFull) else InternalError(f"Look at the daemon's log: {what}.")
-    if error is not problem:
-        log.error("%s", what, exc_info=problem)
+    error = _told(problem, what)
     return codec.encode(Failed(code=error.code, message=error.message[:TEXT_LENGTH], request=request))
+
+
+def _told(problem: Exception, what: str) -> TuttiError:
+    """The client's own mistake, or that there is no room; else that the log says more."""
+    if isinstance(problem, RequestRefused | QueueFull):
+        return problem
+    log.error("%s", what, exc_info=problem)
+    return InternalError(f"Look at the daemon's log: {what}.")
