@@ -28,7 +28,7 @@ from tests.comfy.rig import (
     Stock,
     needs,
 )
-from tests.comfy.served_families import SERVED, SMALL_DETECTION
+from tests.comfy.served_families import EDITING, SERVED, SMALL_DETECTION
 from tests.support import comfyui, daemon, loras
 from tests.support.checkpoints import write_tiny_flux
 from tests.support.comfyui import ComfyServer
@@ -70,7 +70,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file({name: tensor.contiguous() for name, tensor in values.items()}, files / "q8-as-numbers.safetensors")
     (files / "sub").mkdir()
     write_tiny_flux(files / "sub" / "folder.safetensors", seed=5, **SIZES)
-    for family in SERVED.values():
+    for family in {served.file: served for served in (*SERVED.values(), *EDITING.values())}.values():
         family.write(files)
     _write_what_cannot_be_loaded(files)
     _write_loras(folder / "loras")

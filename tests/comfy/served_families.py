@@ -19,6 +19,10 @@ class Served:
     """A family's checkpoint and the sizes of its inputs."""
 
     family: str
+    mode: str = ""
+    """Of a checkpoint that has one of its own: ``image to video``."""
+    vision_tokens: int = 0
+    """What a CLIP vision model gives, for an image to video that takes it."""
     text_width: int
     latent: tuple[int, ...]
     """Channels, frames of a video, height, width."""
@@ -33,7 +37,7 @@ class Served:
     @property
     def file(self) -> str:
         """Its name in the loaders' lists."""
-        return f"family-{self.family}.safetensors"
+        return f"family-{self.family}{self.mode.replace(' ', '-')}.safetensors"
 
     @property
     def is_video(self) -> bool:
@@ -61,6 +65,18 @@ SERVED: Final[Mapping[str, Served]] = {
         ),
     )
 }  # fmt: skip
+EDITING: Final[Mapping[str, Served]] = {
+    "flux2": SERVED["flux2"],
+    "qwen_image": SERVED["qwen_image"],
+    "wan": Served(
+        family="wan", mode="image to video", row=1, text_width=wan.TEXT_WIDTH, latent=(16, 3, 8, 8), vision_tokens=257
+    ),
+    "hunyuan_video": Served(
+        family="hunyuan_video", mode="image to video", row=2, text_width=hunyuan_video.TEXT_WIDTH, pooled_width=hunyuan_video.POOLED_WIDTH,
+        latent=(16, 3, 8, 8), masks_alone=True,
+    ),
+}  # fmt: skip
+"""Whose conditioning holds pictures: references, or a video's start."""
 SMALL_DETECTION: Final = {
     "TEST_UNET_CONFIG": json.dumps(
         {

@@ -8,7 +8,7 @@ from typing import Final
 import pytest
 
 from tests.comfy.rig import STEPWISE, WHOLE, Stock, succeed
-from tests.comfy.served_families import SERVED, Served
+from tests.comfy.served_families import EDITING, SERVED, Served
 from tests.support import workflows
 from tests.support.comfyui import ComfyServer, Prompt
 from tests.support.parity import FP32_TOLERANCE, relative_error
@@ -65,6 +65,37 @@ def test_a_family_gives_the_latent_of_stock_comfyui(
     (ours,) = comfy.latents(run)
     assert relative_error(ours, expected) <= FP32_TOLERANCE
     assert path in run.all_texts, run.all_texts
+
+
+def with_pictures(served: Served) -> Build:
+    """References, or a video that begins with a picture."""
+
+    def build(w: Workflow) -> None:
+        positive, negative = w.text(1), w.text(2)
+        if served.is_video and served.mode:
+            positive, negative = (
+                w.link(
+                    "TestVideoStart", conditioning=text, latent=w.latent(6), vision_tokens=served.vision_tokens
+                )
+                for text in (positive, negative)
+            )
+        else:
+            positive = w.link("ReferenceLatent", conditioning=positive, latent=w.latent(6, height=10, width=6))
+        w.save(w.sample(w.model(), positive=positive, negative=negative))
+
+    return build
+
+
+@pytest.mark.parametrize("served", EDITING.values(), ids=EDITING)
+def test_pictures_beside_the_text_travel_too(served: Served, stock: Stock, comfy: ComfyServer) -> None:
+    loaders = workflows.stock_loader(served.file), workflows.tutti_loader(served.file)
+    theirs = succeed(stock.server, prompt(with_pictures(served), loaders[0], served))
+    run = succeed(comfy, prompt(with_pictures(served), loaders[1], served))
+    (expected,), (ours,) = stock.server.latents(theirs), comfy.latents(run)
+    assert relative_error(ours, expected) <= FP32_TOLERANCE
+    without = succeed(stock.server, prompt(CASES["text"][0], loaders[0], served))
+    error = relative_error(stock.server.latents(without)[0], expected)
+    assert error > 100 * FP32_TOLERANCE, "the control: the pictures matter"
 
 
 @every_family

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -40,6 +41,29 @@ class TestConditioning:
         if masked:
             extra["attention_mask"] = torch.ones(1, tokens, dtype=torch.int64)
         return ([[torch.randn(1, tokens, width, generator=generator), extra]],)
+
+
+class TestVideoStart:
+    """CONDITIONING in, the same with a video's first frame out, as ComfyUI's image-to-video nodes attach it; `vision_tokens` above 0 adds what
+    a CLIP vision model sees in it."""
+
+    CATEGORY = "tutti tests"
+    RETURN_TYPES = ("CONDITIONING",)
+    FUNCTION = "attach"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"conditioning": ("CONDITIONING",), "latent": ("LATENT",), "vision_tokens": SIZE}}
+
+    def attach(self, conditioning: list[Any], latent: dict[str, Any], vision_tokens: int) -> tuple[list[Any]]:
+        samples = latent["samples"]
+        mask = torch.ones(1, 1, *samples.shape[2:])
+        mask[:, :, 0] = 0
+        added: dict[str, Any] = {"concat_latent_image": samples, "concat_mask": mask}
+        if vision_tokens:
+            seen = torch.randn(1, vision_tokens, 1280, generator=torch.Generator().manual_seed(5))
+            added["clip_vision_output"] = SimpleNamespace(penultimate_hidden_states=seen)
+        return ([[tensor, {**extra, **added}] for tensor, extra in conditioning],)
 
 
 class TestGivenConditioning:
