@@ -119,9 +119,13 @@ def test_the_flow_learns(tmp_path: Path) -> None:
 
     def loss(name: str, *, steps: int, rate: float) -> float:
         network = flow.new_transformer()
-        _, curve = flow.train_flow(name, network, [latents], tmp_path, steps=steps, tokens=32, rate=rate, compiled=False)
+        _, curve = flow.train_flow(
+            name, network, [latents], tmp_path, steps=steps, tokens=32, rate=rate, compiled=False
+        )
         return curve[-1][1]
 
     untouched = loss("control", steps=6, rate=0.0)
-    assert untouched == pytest.approx(2.0, rel=0.1), "it gives zero: what is left is the variance of noise - x0, and both have 1"
+    assert untouched == pytest.approx(2.0, rel=0.1), (
+        "it gives zero: what is left is the variance of noise - x0, and both have 1"
+    )
     assert loss("tiny", steps=60, rate=1.0) < 0.85 * untouched
