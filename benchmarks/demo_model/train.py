@@ -47,13 +47,14 @@ class Recipe:
     """Image tokens in a batch."""
     small_steps: int = 5000
     larger_steps: int = 3500
-    guidance_steps: int = 700
+    guidance_steps: tuple[int, ...] = (700, 700)
+    """Of each round: a round begins with the rate high again, from the last one's average."""
     compiled: bool = True
     """Of the first phase only, which has one size: every further one would be compiled anew."""
 
 
 SHORT: Final = Recipe(
-    autoencoder_steps=6, unseen=4, scenes=32, larger=((192, 128, 8),), tokens=512, small_steps=4, larger_steps=2, guidance_steps=2, compiled=False
+    autoencoder_steps=6, unseen=4, scenes=32, larger=((192, 128, 8),), tokens=512, small_steps=4, larger_steps=2, guidance_steps=(2, 2), compiled=False
 )  # fmt: skip
 """Seconds: shows that the recipe runs, trains nothing."""
 
@@ -89,12 +90,15 @@ def _train_transformer(recipe: Recipe, autoencoder: Any, work: Path, curves: Cur
     network, curves["flow, sizes"] = train_flow(
         "sizes", network, every, work, steps=recipe.larger_steps, tokens=recipe.tokens, rate=0.5, compiled=False
     )  # fmt: skip
-    student = new_transformer()
-    student.load_state_dict(network.state_dict())
-    network, curves["guidance"] = train_flow(
-        "guidance", student, every, work, steps=recipe.guidance_steps, tokens=recipe.tokens, rate=0.5, compiled=False, teacher=network
-    )  # fmt: skip
-    return network
+    student = network
+    for number, steps in enumerate(recipe.guidance_steps, start=1):
+        phase = "guidance" if number == 1 else f"guidance {number}"
+        begun = new_transformer()
+        begun.load_state_dict(student.state_dict())
+        student, curves[phase] = train_flow(
+            phase, begun, every, work, steps=steps, tokens=recipe.tokens, rate=0.5, compiled=False, teacher=network
+        )
+    return student
 
 
 def _unseen(count: int) -> torch.Tensor:

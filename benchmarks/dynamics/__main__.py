@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from ...backend.assets.files import MODELS_FOLDER, TRANSFORMER
+from ...backend.demo.options import STEPS
 from ..quality.prompts import prompt_set
-from ..quality.sampling import STEPS
 from ..report import Figure, argument_parser, finish
 from .plot import Panel, Point, write_plot
 from .profile import FLUX, FLUX_COSINES, FLUX_END, FLUX_MIDDLE, FLUX_START, Curve

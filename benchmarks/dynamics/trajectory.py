@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from ...backend.assets.advice import GUIDANCE
+from ...backend.demo.options import STEPS
 from ...backend.demo.request import flux_sigmas
 from ...backend.demo.terminal import Terminal
 from ...backend.errors import InternalError
@@ -21,7 +23,6 @@ from ...backend.sampling.flow import denoised_from_velocity, scale_noise
 from ...backend.sampling.solvers import euler
 from ..demo_model.flow import encode_prompts
 from ..quality.prompts import Prompt, noise_of
-from ..quality.sampling import GUIDANCE, STEPS
 from .recorder import Recorder, Row
 
 _CPU = torch.device("cpu")
@@ -56,7 +57,7 @@ def attention_names(model: ResidentModel) -> list[str]:
 
 def _sample(model: ResidentModel, prompts: Sequence[Prompt], steps: int, terminal: Terminal) -> Tensor:
     context, pooled = encode_prompts([prompt.text for prompt in prompts])
-    conditioning = {"context": context, "pooled": pooled, "guidance": torch.full((len(prompts),), GUIDANCE)}
+    conditioning = {"context": context, "pooled": pooled, "guidance": torch.full((len(prompts),), GUIDANCE[1])}
     noise, sigmas = noise_of(prompts), flux_sigmas(steps)
     shapes = {name: tuple(tensor.shape) for name, tensor in conditioning.items()}
     model.adapter.check(CallSpec(x_shape=tuple(noise.shape), conditioning=shapes))
