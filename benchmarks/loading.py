@@ -121,7 +121,7 @@ def _read_and_write(checkpoint: Path, lora: Path, changed: list[str], out: Path)
     weights = load_file(checkpoint)
     with out.open("wb", buffering=0) as file:
         for name in changed:
-            file.write(memoryview(weights[name].clone().reshape(-1).view(torch.uint8).numpy()))
+            file.write(weights[name].clone().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 def main(arguments: list[str] | None = None) -> int:

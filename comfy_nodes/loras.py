@@ -87,7 +87,7 @@ def _layer(key: Any) -> tuple[str, bool]:
 
 def _parts(patch: Any, is_bias: bool, key: str) -> dict[str, torch.Tensor]:
     """Ending -> tensor."""
-    kind = getattr(patch, "name", None)
+    kind = str(getattr(patch, "name", ""))
     if kind in _PARTS and not is_bias:
         endings = _PARTS[kind]
         found = dict(zip(endings, patch.weights, strict=False))

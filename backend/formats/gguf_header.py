@@ -196,7 +196,13 @@ def _placed(
     block_size, block_bytes = BLOCKS[kind]
     count = math.prod(shape)
     shape = kept.get(f"{_SHAPE_KEY}{name}") or shape
-    if any(size < 0 for size in shape) or math.prod(shape) != count or count >= 2**62 or count % block_size or offset % 8:
+    if (
+        any(size < 0 for size in shape)
+        or math.prod(shape) != count
+        or count >= 2**62
+        or count % block_size
+        or offset % 8
+    ):
         raise BadCheckpoint(_DAMAGED)
     if kind not in ("F32", "F16", "BF16") and (not shape or shape[0] == 0 or count // shape[0] % block_size):
         raise BadCheckpoint(f"Convert the checkpoint again: the rows of {name} are no whole blocks of {kind}.")

@@ -124,7 +124,7 @@ def _write(
         for name in shapes:
             tensor = make(name).to(dtype).contiguous()
             sums.add(name, tensor)
-            file.write(_bytes(tensor).numpy())
+            file.write(_bytes(tensor).numpy().data)
             progress(file.tell() / (end + len(text) + 8))
     return sums.text()
 

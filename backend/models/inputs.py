@@ -214,7 +214,7 @@ class Inputs:
         known = {wanted.name for wanted in self.tensors} | set(references)
         if unknown := sorted(set(request.conditioning) - known):
             raise UnsupportedInput(f"Disconnect what gives {', '.join(unknown)[:200]}: {self.label} has no such input.")
-        options = {option.name for option in (*self.choices, *self.numbers)}
+        options = {choice.name for choice in self.choices} | {number.name for number in self.numbers}
         if unknown := sorted(set(request.options) - options):
             raise UnsupportedInput(
                 f"Disconnect what sets {', '.join(unknown)[:200]}: {self.label} has no such option here."

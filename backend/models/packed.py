@@ -71,7 +71,9 @@ class PackedGguf(Packed):
         kind = GGMLQuantizationType[self._type_name]
         block_size, block_bytes = GGML_QUANT_SIZES[kind]
         blocks = self.packed.reshape(-1, block_bytes)
-        numbers: Tensor = dequantize_functions[kind](blocks, block_size, block_bytes, dtype=torch.float32)
+        numbers: Tensor = dequantize_functions[kind](  # type: ignore[no-untyped-call]
+            blocks, block_size, block_bytes, dtype=torch.float32
+        )
         return numbers.reshape(len(self.packed), -1).to(dtype)
 
     def cut(self, rows: Rows) -> Packed:
@@ -89,7 +91,7 @@ class PackedLayout(Packed):
         self._params, self._layout, self._shape = params, layout, shape
 
     def _apply(self, fn: Any, recurse: bool = True) -> PackedLayout:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._params = self._params.to_device(self.packed.device)
         return self
 

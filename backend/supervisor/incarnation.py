@@ -16,7 +16,6 @@ from .liveness import Lifeline
 from .processes import HeldProcess
 from .rendezvous import FileRendezvous, Rendezvous
 from .reports import REPORT_FD_VARIABLE, LauncherFailed, RankEnded, RanksStarted, how_it_ended, read_report
-from .runtime_dir import shared_folder
 
 LAUNCHER_MODULE = f"{__package__}.launch"
 
@@ -59,6 +58,8 @@ class Incarnation:
             directory=settings.runtime_dir / f"stores-{self.name[:8]}"
         )
         self._lifeline = Lifeline(settings.runtime_dir / f"alive-{self.name[:8]}")
+        self._shared_folder = settings.runtime_dir / f"shared-{self.name[:8]}"
+        """Where the ranks keep what they share: made by the first that needs it."""
         self._unread = b""
         self._ranks: list[HeldProcess] = []
         self._rendezvous.prepare()
@@ -77,6 +78,7 @@ class Incarnation:
             incarnation=self.name,
             group_id=settings.group_id,
             rank_endpoint=settings.rank_endpoint,
+            shared_folder=str(self._shared_folder),
             liveness=str(self._lifeline.path),
             init_method=self._rendezvous.init_method,
             device=settings.device,
@@ -137,7 +139,7 @@ class Incarnation:
         self._ranks.clear()
         os.close(self._report_fd)
         self._rendezvous.clean_up()
-        shutil.rmtree(shared_folder(self._settings.runtime_dir, self.name), ignore_errors=True)
+        shutil.rmtree(self._shared_folder, ignore_errors=True)
 
     @property
     def pids(self) -> list[int]:

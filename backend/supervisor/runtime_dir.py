@@ -43,11 +43,6 @@ def make_runtime_dir(state_dir: Path) -> Path:
     return path
 
 
-def shared_folder(runtime_dir: Path, incarnation: str) -> Path:
-    """Where the ranks of one incarnation keep what they share: made by the first that needs it, removed with the incarnation."""
-    return runtime_dir / f"shared-{incarnation}"
-
-
 def _is_own_directory(path: Path) -> bool:
     """Whether a directory of this user has this name itself: not a link to one."""
     try:

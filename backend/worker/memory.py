@@ -40,7 +40,7 @@ class Memory:
             free, _ = torch.cuda.mem_get_info(self.device)
             kept = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
             return free // self._sharing + kept
-        return psutil.virtual_memory().available // self._sharing
+        return int(psutil.virtual_memory().available) // self._sharing
 
     @property
     def used_bytes(self) -> int:

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from ..errors import LocalProtocolError
-from ..supervisor.runtime_dir import shared_folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +32,8 @@ class RankSettings:
     """``TUTTI_GROUP_ID``"""
     endpoint: str
     """``TUTTI_RANK_ENDPOINT``: the broker's socket for ranks."""
+    shared_folder: Path
+    """``TUTTI_SHARED_FOLDER``: where all ranks of this host, and nobody else, keep what they share. It goes with the incarnation."""
     init_method: str
     """``TUTTI_INIT_METHOD``: where the ranks meet, such as ``file:///...``."""
     device_type: str
@@ -64,6 +65,7 @@ class RankSettings:
             incarnation=_text(environment, "TUTTI_INCARNATION"),
             group_id=_number(environment, "TUTTI_GROUP_ID"),
             endpoint=_text(environment, "TUTTI_RANK_ENDPOINT"),
+            shared_folder=Path(_text(environment, "TUTTI_SHARED_FOLDER")),
             init_method=_text(environment, "TUTTI_INIT_METHOD"),
             device_type=_text(environment, "TUTTI_DEVICE"),
             transport=environment.get("TUTTI_TRANSPORT") or None,
@@ -77,11 +79,6 @@ class RankSettings:
         if self.device_type == "cpu":
             return torch.device("cpu")
         return torch.device("cuda", self.local_rank % max(1, torch.cuda.device_count()))
-
-    @property
-    def shared_folder(self) -> Path:
-        """A folder that all ranks of this host and nobody else may use; it goes with the daemon's runtime folder."""
-        return shared_folder(Path(self.endpoint.removeprefix("ipc://")).parent, self.incarnation)
 
     @property
     def ranks_on_device(self) -> int:

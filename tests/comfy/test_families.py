@@ -74,9 +74,7 @@ def with_pictures(served: Served) -> Build:
         positive, negative = w.text(1), w.text(2)
         if served.is_video and served.mode:
             positive, negative = (
-                w.link(
-                    "TestVideoStart", conditioning=text, latent=w.latent(6), vision_tokens=served.vision_tokens
-                )
+                w.link("TestVideoStart", conditioning=text, latent=w.latent(6), vision_tokens=served.vision_tokens)
                 for text in (positive, negative)
             )
         else:

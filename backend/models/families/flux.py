@@ -20,7 +20,7 @@ from ..checkpoint import Checkpoint
 from ..embeddings import ConditioningVector
 from ..family import Arranged, Family, ModelCall
 from ..inputs import Choice, Input, Inputs, References
-from ..keys import KeyMap, Rows, Stack, Swapped, count_blocks, shape_of
+from ..keys import KeyMap, Names, Rows, Stack, Swapped, count_blocks, shape_of
 from ..patches import (
     DEFAULT_REFERENCE_METHOD,
     REFERENCE_METHODS,
@@ -35,7 +35,7 @@ HEAD_DIM: Final = 128
 ROTARY_AXES: Final = (16, 56, 56)
 REFERENCE: Final = "ref_latents."
 
-_TOP: Final = {
+_TOP: Final[Names] = {
     "x_embedder": "img_in",
     "context_embedder": "txt_in",
     "time_text_embed.timestep_embedder.linear_1": "time_in.in_layer",

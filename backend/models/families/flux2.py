@@ -20,7 +20,7 @@ from ..checkpoint import Checkpoint
 from ..embeddings import sinusoid
 from ..family import Arranged, Family, ModelCall
 from ..inputs import Choice, Input, Inputs, References
-from ..keys import KeyMap, Rows, Stack, Swapped, count_blocks, shape_of
+from ..keys import KeyMap, Names, Rows, Stack, Swapped, count_blocks, shape_of
 from ..patches import Placement, grid_positions, place_references
 from .flux import REFERENCE, references
 
@@ -34,7 +34,7 @@ _INDEX_STEP: Final = 10
 _IMAGE: Final = "image"
 _TEXT: Final = "text"
 
-_TOP: Final = {
+_TOP: Final[Names] = {
     "x_embedder": "img_in",
     "context_embedder": "txt_in",
     "time_guidance_embed.timestep_embedder.linear_1": "time_in.in_layer",

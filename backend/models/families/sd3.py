@@ -19,14 +19,14 @@ from ...parallel.hooks import Gather, Split, SplitOutput
 from ..checkpoint import Checkpoint
 from ..family import Arranged, Family, ModelCall
 from ..inputs import Input, Inputs
-from ..keys import KeyMap, Rows, Stack, Swapped, count_blocks, shape_of
+from ..keys import KeyMap, Names, Rows, Stack, Swapped, count_blocks, shape_of
 from ..patches import PATCH, pad_to_patches
 
 HEAD_DIM: Final = 64
 _TEXT: Final = "text"
 _IMAGE: Final = "image"
 
-_TOP: Final = {
+_TOP: Final[Names] = {
     "pos_embed.proj": "x_embedder.proj",
     "pos_embed.pos_embed": "pos_embed",
     "context_embedder": "context_embedder",
@@ -281,8 +281,9 @@ class SeamAttention:
 
     def _attend(self, query_key_value: list[Tensor]) -> Tensor:
         """``3 x [B, n, H, D]`` -> ``[B, n, H D]``."""
+        query, key, value = query_key_value
         out: Tensor = self._dispatch(
-            *query_key_value, backend=self._attention_backend, parallel_config=self._parallel_config
+            query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
         )
         return out.flatten(2)
 

@@ -17,7 +17,7 @@ from ...parallel.hooks import Gather, Split
 from ..checkpoint import Checkpoint
 from ..family import Arranged, Family, ModelCall
 from ..inputs import Choice, Input, Inputs
-from ..keys import KeyMap, Rows, Stack, count_blocks, shape_of
+from ..keys import KeyMap, Names, Rows, Stack, count_blocks, shape_of
 from ..patches import PATCH, pad_to_patches, patches
 from ..rotary import frequencies
 
@@ -47,7 +47,7 @@ _TOP: Final = {
     f"all_final_layer.{_PATCH_KEY}.linear": "final_layer.linear",
     f"all_final_layer.{_PATCH_KEY}.adaLN_modulation.1": "final_layer.adaLN_modulation.1",
 }
-_BLOCK: Final = {
+_BLOCK: Final[Names] = {
     "attention.to_q": Rows("attention.qkv", 0, 1),
     "attention.to_k": Rows("attention.qkv", 1, 2),
     "attention.to_v": Rows("attention.qkv", 2, 3),

@@ -95,7 +95,8 @@ def _with_magnitude(weight: Tensor, change: Tensor, scale: Tensor, strength: flo
     else:
         norm = moved.transpose(0, 1).flatten(1).norm(dim=1).reshape(1, -1, *(1,) * (weight.ndim - 2))
     moved = moved * (scale / (norm + torch.finfo(weight.dtype).eps))
-    return weight + strength * (moved - weight)
+    out: Tensor = weight + strength * (moved - weight)
+    return out
 
 
 def _lora(adapter: Adapter) -> Tensor:

@@ -67,7 +67,8 @@ class OriginalWeights:
     def load(self, name: str) -> Tensor:
         """A weight as float32."""
         if not self._pieces:
-            return self._checkpoint.load(*self._parameters(name), None, torch.float32)
+            (parameter,) = self._parameters(name)
+            return self._checkpoint.load(parameter, None, torch.float32)
         pieces = []
         for _, parameter, swapped in sorted(self._pieces[name]):
             piece = self._checkpoint.load(parameter, None, torch.float32)
