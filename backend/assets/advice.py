@@ -9,7 +9,7 @@ from .prompt import PARTS, TOKENS, Prompt, parse
 from .vocabulary import BACKGROUNDS, CENTER, COLOURS, COLUMNS, GREY, ROWS, SHAPES, SIZES, TEXTURES
 
 EXAMPLE: Final = "a large red circle at the top left and a small blue star on a grey background"
-GUIDANCE: Final = (1.0, 3.5, 5.0)
+GUIDANCE: Final = (1.0, 3.0, 5.0)
 """Least, usual and most guidance that the model was taught."""
 SIDES: Final = (128, 256)
 """Least and greatest side, in pixels, of the pictures that the model was taught."""

@@ -37,9 +37,9 @@ def demo(text: str = TEXT, *, negative: str = "", loader: Loader = DEMO, seed: i
 
     def conditioning(said: str) -> Link:
         if loader is DEMO:
-            return w.link("TuttiDemoPrompt", text=said, guidance=3.5)
+            return w.link("TuttiDemoPrompt", text=said, guidance=3.0)
         prompt = parse(said)
-        numbers = {"context": prompt.context(), "pooled": prompt.pooled(), "guidance": 3.5}
+        numbers = {"context": prompt.context(), "pooled": prompt.pooled(), "guidance": 3.0}
         return w.link("TestGivenConditioning", numbers=json.dumps(numbers))
 
     positive, negative = conditioning(text), conditioning(negative)
