@@ -71,10 +71,13 @@ def is_stock_callback(callback: Callable[..., Any] | None) -> bool:
 
 
 def local_models() -> list[str]:
-    """The names of the checkpoints that this ComfyUI sees in its own folders."""
+    """The names of the checkpoints that this ComfyUI sees in its own folders, and of the one that ships with Tutti."""
     import folder_paths
 
-    return list(folder_paths.get_filename_list(MODEL_FOLDER))
+    from ..backend.assets.files import MODELS_FOLDER, TRANSFORMER
+
+    shipped = [TRANSFORMER.removeprefix(f"{MODEL_FOLDER}/")] if (MODELS_FOLDER / TRANSFORMER).is_file() else []
+    return list(dict.fromkeys([*folder_paths.get_filename_list(MODEL_FOLDER), *shipped]))
 
 
 def model_folders() -> dict[str, list[str]]:
@@ -82,6 +85,16 @@ def model_folders() -> dict[str, list[str]]:
     import folder_paths
 
     return {kind: list(folder_paths.get_folder_paths(kind)) for kind in (MODEL_FOLDER, "loras")}
+
+
+def load_vae(path: str) -> Any:
+    """A VAE as ComfyUI's own loader makes it."""
+    import comfy.sd
+    import comfy.utils
+
+    vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(path, safe_load=True))
+    vae.throw_exception_if_invalid()
+    return vae
 
 
 def is_serving() -> bool:

@@ -15,6 +15,34 @@ AUTO: Final = "auto"
 _PLAN: Final = re.compile(r"[a-z]+=[0-9]+(,[a-z]+=[0-9]+)*")
 
 
+def what_is_wrong_with(plan: str) -> str:
+    """The message for a plan that is none; empty for one that is."""
+    if plan.strip() in ("", AUTO) or _PLAN.fullmatch(plan.replace(" ", "")):
+        return ""
+    return f"Set plan to auto or to degrees such as ulysses=2,ring=1: {plan!r} is not a plan."
+
+
+def load(name: str, weight_dtype: str, plan: str) -> Any:
+    """The MODEL of a checkpoint of the daemon's, by its name in ComfyUI's list. No weight is read here."""
+    import torch
+
+    from . import checkpoint, remote_model
+    from .session import SESSION
+
+    names = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    described = checkpoint.describe(SESSION, name)
+    chosen = plan.replace(" ", "")
+    with SESSION.guarded():
+        device = SESSION.client().status(host.raise_if_interrupted).device
+    return remote_model.build(
+        SESSION,
+        described,
+        weight_dtype=names.get(weight_dtype),
+        plan="" if chosen == AUTO else chosen,
+        daemon_device=device,
+    )
+
+
 class TuttiLoadDiffusionModel(io.ComfyNode):  # type: ignore[misc]
     """MODEL whose network runs on the daemon's ranks."""
 
@@ -55,9 +83,7 @@ class TuttiLoadDiffusionModel(io.ComfyNode):  # type: ignore[misc]
                 f"Set weight_dtype to one of {', '.join(DTYPES)}: {weight_dtype} stores the weights in 8 bits on ComfyUI's side, "
                 "which Tutti does not do; a file that is already in 8 bits loads with default."
             )
-        if plan.strip() not in ("", AUTO) and not _PLAN.fullmatch(plan.replace(" ", "")):
-            return f"Set plan to auto or to degrees such as ulysses=2,ring=1: {plan!r} is not a plan."
-        return True
+        return what_is_wrong_with(plan) or True
 
     @classmethod
     def fingerprint_inputs(cls, unet_name: str, weight_dtype: str, plan: str = AUTO) -> str:
@@ -67,21 +93,4 @@ class TuttiLoadDiffusionModel(io.ComfyNode):  # type: ignore[misc]
     @classmethod
     def execute(cls, unet_name: str, weight_dtype: str, plan: str = AUTO) -> io.NodeOutput:
         """Ask the daemon what the file holds and build the MODEL; no weight is read here."""
-        import torch
-
-        from . import checkpoint, remote_model
-        from .session import SESSION
-
-        names = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-        described = checkpoint.describe(SESSION, unet_name)
-        chosen = plan.replace(" ", "")
-        with SESSION.guarded():
-            device = SESSION.client().status(host.raise_if_interrupted).device
-        model = remote_model.build(
-            SESSION,
-            described,
-            weight_dtype=names.get(weight_dtype),
-            plan="" if chosen == AUTO else chosen,
-            daemon_device=device,
-        )
-        return io.NodeOutput(model)
+        return io.NodeOutput(load(unet_name, weight_dtype, plan))

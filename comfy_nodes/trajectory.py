@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..backend.assets.advice import size_warning
+from ..backend.assets.files import TRANSFORMER
 from ..backend.client import job_id_for
 from ..backend.errors import WrongFamily
 from ..backend.wire.codec import Received
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 Callback = Callable[[int, torch.Tensor, torch.Tensor, int], None]
 _NO_ID = "0" * 32
+_PIXELS_PER_CELL = 8
+"""Of the demo model's latent."""
 
 
 def sampler_sample(
@@ -44,6 +48,7 @@ def sampler_sample(
     for entries in guider.conds.values():
         refusals.check_conditioning(entries)
     _check_latent(remote, guider.inner_model.latent_format, noise)
+    notes += _demo_notes(remote, noise)
     reason = gate.why_not_whole(
         executor=executor,
         guider=guider,
@@ -61,6 +66,15 @@ def sampler_sample(
             guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar
         )
         return answer
+
+
+def _demo_notes(remote: Remote, noise: torch.Tensor) -> list[str]:
+    """The model that ships draws noise at sizes that other models like: whoever asks for one is told."""
+    if remote.on.model != TRANSFORMER:
+        return []
+    height, width = (side * _PIXELS_PER_CELL for side in noise.shape[-2:])
+    warning = size_warning(width, height)
+    return [warning] if warning else []
 
 
 def _check_latent(remote: Remote, latent_format: Any, noise: torch.Tensor) -> None:

@@ -4,13 +4,15 @@
     models/vae/tutti_demo_vae.safetensors                 the autoencoder, TAESD's layout
     digests.json                                          BLAKE2b of both, written by the recipe
 
-The folder ``models`` looks like one of ComfyUI's: the daemon looks for models in it after all others.
+The folder ``models`` looks like one of ComfyUI's: the daemon looks for models in it before all others.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -33,16 +35,40 @@ def shipped_file(name: str, folder: Path = FOLDER) -> Path:
         BadCheckpoint: it is missing, or not what was shipped.
     """
     path = folder / "models" / name
-    try:
-        expected = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))[name]
+    with _named(path):
         found = digest_of(path)
-    except PermissionError as error:
-        raise BadCheckpoint(f"Make {path.name}, a file of Tutti's demo model, readable for this user.") from error
-    except (OSError, ValueError, KeyError) as error:
-        raise BadCheckpoint(f"Install Tutti again: {path.name}, a file of its demo model, is missing.") from error
+    with _named(folder / DIGESTS):
+        expected = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))[name]
     if found != expected:
-        raise BadCheckpoint(f"Install Tutti again: {path.name}, a file of its demo model, is damaged.")
+        raise _unusable(path, "damaged")
     return path
+
+
+def shipped_names(folder: Path = FOLDER) -> frozenset[str]:
+    """What ships, by name; where the list itself is damaged, what every release ships."""
+    try:
+        return frozenset(json.loads((folder / DIGESTS).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return frozenset({TRANSFORMER, AUTOENCODER})
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What goes wrong with a file becomes a sentence with its name."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise _unusable(path, "missing") from error
+    except OSError as error:
+        raise BadCheckpoint(
+            f"Make {path.name}, a file of Tutti's demo model, readable for this user: it cannot be read ({error.strerror})."
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise _unusable(path, "damaged") from error
+
+
+def _unusable(path: Path, how: str) -> BadCheckpoint:
+    return BadCheckpoint(f"Install Tutti again: {path.name}, a file of its demo model, is {how}.")
 
 
 def digest_of(path: Path) -> str:

@@ -3,8 +3,9 @@
     "a large red circle at the top left and a small blue star on a grey background"
      └─ part 0 ───────────────────────────┘   └─ part 1 ──┘     └─ background ──┘
 
-There is no text encoder. A token is a known word: one number says which word, one says which part of the sentence it stands in, so words
-of one object belong together whatever their order. FLUX.1's pooled vector says which words are there at all.
+A token is a known word as a text encoder would give it: which word, which other words its part of the sentence has, and which part it is.
+So "circle" in "a red circle at the top" is a red circle at the top wherever it stands. FLUX.1's pooled vector says which words are there at
+all.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Final
 from .vocabulary import COLOURS, IGNORED, SHAPES, SYNONYMS, WORDS
 
 CONTEXT_WIDTH: Final = 64
-"""Numbers of one token: which word (56), which part (8)."""
+"""Numbers of one token: which word (28), which words its part has (28), which part (8)."""
 POOLED_WIDTH: Final = 64
 TOKENS: Final = 20
 """Tokens of every prompt; those behind the last word are zeros."""
@@ -49,6 +50,9 @@ class Prompt:
         rows = [[0.0] * CONTEXT_WIDTH for _ in range(TOKENS)]
         for row, (word, part) in zip(rows, self.words, strict=False):
             row[WORDS.index(word)] = row[_PART_FROM + part] = 1.0
+            for other, its_part in self.words:
+                if its_part == part:
+                    row[len(WORDS) + WORDS.index(other)] = 1.0
         return rows
 
     def pooled(self) -> list[float]:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..assets.files import shipped_file, shipped_names
 from ..errors import BadCheckpoint, UnknownModel
 from ..wire.limits import MANIFEST_ENTRIES
 from ..wire.messages import ManifestEntry
@@ -41,15 +42,20 @@ class Described:
 
 
 class Catalog:
-    """Models of the folders given at the start, and of those that ComfyUI's side wrote into ``folders.json``.
+    """Models of the folders given at the start, of those that ComfyUI's side wrote into ``folders.json``, and the shipped ones.
 
     For several threads: submissions are looked up on one and clients' Describes on another, because any drive may answer late and no
     submission shall wait for a listing. What they share is the memory of what was read; no lock is held while a drive is asked.
     """
 
-    def __init__(self, models: Sequence[Path], folders_file: Path) -> None:
+    def __init__(self, models: Sequence[Path], folders_file: Path, assets: Path | None = None) -> None:
+        """``assets``: the folder of what ships with Tutti (see :mod:`tutti.backend.assets.files`); None leaves it out."""
         self._given = [folder / name for folder in models for name in SUBFOLDERS]
         self._folders_file = folders_file
+        self._assets = assets
+        self._shipped_names = frozenset() if assets is None else shipped_names(assets)
+        self.shipped = None if assets is None else assets / "models" / CATEGORY
+        """Searched first: who asks for the shipped model by its name gets it, whatever else has that name."""
         self._from_file: tuple[tuple[int, int] | None, list[Path]] = (None, [])
         self._headers: OrderedDict[tuple[str, int, int], Described] = OrderedDict()
         self._headers_lock = threading.Lock()
@@ -57,14 +63,15 @@ class Catalog:
     def folders(self) -> list[Path]:
         """Folders that are searched, first match wins."""
         self._refresh()
-        return list(dict.fromkeys(self._given + self._from_file[1]))
+        shipped = [] if self.shipped is None else [self.shipped]
+        return list(dict.fromkeys(shipped + self._given + self._from_file[1]))
 
     def resolve(self, name: str) -> ModelFile:
         """The file that a model name means.
 
         Raises:
             UnknownModel: there is none.
-            BadCheckpoint: it is no whole safetensors file.
+            BadCheckpoint: it is no whole safetensors file, or the shipped one is missing or not what was shipped.
         """
         return self.describe(name).file
 
@@ -73,14 +80,14 @@ class Catalog:
 
         Raises:
             UnknownModel: there is none.
-            BadCheckpoint: it is no whole safetensors file.
+            BadCheckpoint: it is no whole safetensors file, or a shipped one that is not what was shipped.
         """
         path, info = self._find(name)
         key = (str(path), info.st_size, info.st_mtime_ns)
         with self._headers_lock:
             described = self._headers.get(key)
         if described is None:
-            described = _read(path, info)
+            described = self._read(path, info)
         with self._headers_lock:
             self._headers[key] = described
             self._headers.move_to_end(key)
@@ -105,7 +112,7 @@ class Catalog:
 
     def _find(self, name: str) -> tuple[Path, os.stat_result]:
         parts = relative_path(name)
-        for folder in self.folders():
+        for folder in self._folders_for(name):
             path = folder.joinpath(*parts)
             if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
                 raise unknown(name)
@@ -115,7 +122,18 @@ class Catalog:
                 continue
             if stat.S_ISREG(info.st_mode):
                 return path, info
+        if self._assets is not None and name in self._shipped_names:
+            shipped_file(name, self._assets)  # says that it is missing
         raise unknown(name)
+
+    def _folders_for(self, name: str) -> list[Path]:
+        """Who asks for the shipped model never gets another one of that name."""
+        return [self.shipped] if self.shipped is not None and name in self._shipped_names else self.folders()
+
+    def _read(self, path: Path, info: os.stat_result) -> Described:
+        if self._assets is not None and self.shipped is not None and path.is_relative_to(self.shipped):
+            shipped_file(f"{CATEGORY}/{path.relative_to(self.shipped).as_posix()}", self._assets)
+        return _read(path, info)
 
     def _refresh(self) -> None:
         """Read ``folders.json`` again if it changed."""

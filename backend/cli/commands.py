@@ -43,5 +43,5 @@ COMMANDS: Final = (
     Command("connect", "use a daemon on another machine, from its connection file", ".connect"),
     Command("keys", "let other machines use this daemon: list, add, revoke", ".keys"),
     Command("doctor", "check this machine and say what is missing", ".doctor"),
-    Command("demo", "sample one picture from nothing and time every part", ".demo"),
+    Command("demo", "draw a sheet of pictures with the model that ships, and time every part", ".demo"),
 )

@@ -17,6 +17,7 @@ from types import FrameType
 import zmq
 
 from ... import __version__
+from ..assets import files
 from ..broker.auth import HAS_PEER_CREDENTIALS, Gate, ZapHandler
 from ..broker.catalog import Catalog
 from ..broker.keys import AuthorizedKeys, KeyPair, server_key
@@ -94,7 +95,7 @@ class Daemon:
         stack.callback(clients.close)
         ranks = RankSocket(context)
         stack.callback(ranks.close)
-        self.catalog = Catalog(settings.models, settings.state_dir / FOLDERS_FILE)
+        self.catalog = Catalog(settings.models, settings.state_dir / FOLDERS_FILE, files.FOLDER)
         self.endpoints = self._bind(clients)
         group = self._group_settings(runtime)
         ranks.bind(group.rank_endpoint)

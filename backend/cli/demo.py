@@ -1,4 +1,4 @@
-"""``tutti demo``: one picture from nothing."""
+"""``tutti demo``: a sheet of pictures from what ships."""
 
 from __future__ import annotations
 
@@ -8,18 +8,54 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
+    from ..assets.advice import GUIDANCE
+    from ..demo.options import SEED, SIZE, STEPS
+
+    least, usual, most = GUIDANCE
     parser.add_argument(
-        "--out", type=Path, default=Path("demo.png"), metavar="FILE", help="where the picture goes (default: demo.png)"
+        "--prompt", action="append", metavar="TEXT", help="what to draw; may be given several times (default: a dozen examples)"
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, default=Path(), metavar="DIR",
+        help="where demo.png goes, or a file that ends in .png (default: this folder)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--plan", default="auto", metavar="PLAN", help="how a model call is split: auto, or such as ulysses=2,ring=1 (default: auto)"
+    )  # fmt: skip
+    parser.add_argument(
+        "--codec", default="off", metavar="NAME", help="how the ranks' exchange is compressed: off is what there is (default: off)"
+    )  # fmt: skip
+    parser.add_argument(
+        "--size",
+        default=SIZE,
+        metavar="WxH",
+        help=f"pixels of each picture, such as 192x128 (default: {SIZE}, a square)",
     )
     parser.add_argument("--ranks", type=int, metavar="N", help="how many ranks (default: every GPU, or 2 on a CPU)")
+    parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help=f"sampler steps (default: {STEPS})")
     parser.add_argument(
-        "--plan", default="", metavar="PLAN", help="such as ulysses=2,ring=1 (default: the daemon chooses)"
+        "--guidance", type=float, default=usual, metavar="G", help=f"how closely to keep to the prompt, {least:g} to {most:g} (default: {usual})"
+    )  # fmt: skip
+    parser.add_argument(
+        "--seed", type=int, default=SEED, metavar="N", help=f"of the first picture's noise (default: {SEED})"
     )
-    parser.add_argument("--steps", type=int, default=12, metavar="N", help="sampler steps (default: 12)")
 
 
 def run(options: argparse.Namespace) -> int:
     """Run it."""
-    from ..demo import DemoOptions, run_demo
+    from ..demo.options import PROMPTS, DemoOptions
 
-    return run_demo(DemoOptions(out=options.out, ranks=options.ranks, plan=options.plan, steps=options.steps))
+    checked = DemoOptions(
+        prompts=tuple(options.prompt or PROMPTS),
+        out=options.out,
+        plan=options.plan,
+        codec=options.codec,
+        ranks=options.ranks,
+        steps=options.steps,
+        size=options.size,
+        guidance=options.guidance,
+        seed=options.seed,
+    )
+    from ..demo.run import run_demo  # torch takes seconds: a mistake is told before
+
+    return run_demo(checked)

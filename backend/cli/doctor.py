@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from ... import __version__
+from ..assets.files import AUTOENCODER, TRANSFORMER, shipped_file
+from ..assets.files import FOLDER as ASSETS
 from ..broker.catalog import Catalog
 from ..errors import TuttiError
 from ..planning.devices import visible_gpus
@@ -53,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     state_dir = state_directory.chosen(options)
     findings = list(examine_installation(state_dir))
     if not options.installation:
-        findings += [_check_models(state_dir, options.models), _check_daemon(state_dir)]
+        findings += [_check_models(state_dir, options.models), _check_demo_model(), _check_daemon(state_dir)]
     healthy = all(finding.level != "problem" for finding in findings)
     if options.json:
         print(json.dumps({"healthy": healthy, "findings": [dataclasses.asdict(finding) for finding in findings]}))
@@ -103,6 +105,15 @@ def _check_models(state_dir: Path, models: list[Path]) -> Finding:
             "Give --models DIR to `tutti serve`, or start ComfyUI with Tutti once: it makes its folders known.",
         )
     return good("models", f"{len(catalog.list_models())} checkpoint(s) in {', '.join(map(str, folders))}")
+
+
+def _check_demo_model(assets: Path = ASSETS) -> Finding:
+    try:
+        for name in (TRANSFORMER, AUTOENCODER):
+            shipped_file(name, assets)
+    except TuttiError as error:
+        return note("demo model", "cannot be used; everything else can", error.message)
+    return good("demo model", "ships with Tutti; both files are whole")
 
 
 def _check_daemon(state_dir: Path) -> Finding:

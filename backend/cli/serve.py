@@ -96,15 +96,15 @@ def _introduce(settings: ServeSettings, daemon: Daemon) -> None:
     where = ", ".join(daemon.endpoints)
     whom = "this machine only" if settings.listen.is_loopback else "holders of a key"
     transport = f", {settings.transport}" if settings.transport else ""
-    folders = [str(folder) for folder in daemon.catalog.folders() if folder.is_dir()]
+    folders = [folder for folder in daemon.catalog.folders() if folder.is_dir()]
     count = len(daemon.catalog.list_models())
     print(f"Tutti {__version__}")
     print(f"  listens on  {where} ({whom})")
     print(f"  group       {settings.ranks} rank(s) on {settings.device}{transport}, plan {settings.plan}")
     print(f"  models      {count} checkpoint(s) in {len(folders)} folder(s)")
     for folder in folders:
-        print(f"                {folder}")
-    if not folders:
+        print(f"                {folder}{' (ships with Tutti)' if folder == daemon.catalog.shipped else ''}")
+    if set(folders) <= {daemon.catalog.shipped}:
         print("                give --models DIR, or start ComfyUI with Tutti once: it makes its folders known")
     print(f"  state       {settings.state_dir}")
     print("Starting the worker group ...", flush=True)

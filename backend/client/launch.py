@@ -6,7 +6,7 @@ import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -25,9 +25,12 @@ EXECUTABLE_VARIABLE: Final = "TUTTI_EXECUTABLE"
 """Overrides which ``tutti`` is started. For people and tests; no workflow can set it."""
 
 # What ComfyUI sets for itself and what would bend the daemon: device choice, allocators, and the path to ComfyUI's packages.
+DEVICE_VARIABLES: Final = frozenset(
+    {"CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES", "ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR"}
+)  # fmt: skip
 _NOT_INHERITED: Final = frozenset(
     {
-        "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES", "ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR",
+        *DEVICE_VARIABLES,
         "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF", "PYTORCH_NO_CUDA_MEMORY_CACHING",
         "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCHINDUCTOR_CACHE_DIR",
         "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONSTARTUP",
@@ -45,19 +48,19 @@ def find_executable() -> Path | None:
     return Path(current.executable) if current else None
 
 
-def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """``environ`` without what belongs to ComfyUI's own process."""
-    return {name: value for name, value in environ.items() if name not in _NOT_INHERITED}
+def clean_environment(environ: Mapping[str, str], keep: Collection[str] = ()) -> dict[str, str]:
+    """``environ`` without what belongs to ComfyUI's own process, but for the variables ``keep``."""
+    return {name: value for name, value in environ.items() if name not in _NOT_INHERITED or name in keep}
 
 
-def start_daemon(command: Sequence[str], directory: Path) -> subprocess.Popen[bytes]:
+def start_daemon(command: Sequence[str], directory: Path, keep: Collection[str] = ()) -> subprocess.Popen[bytes]:
     """Start a daemon (``command``: ``[tutti, "serve", ...]``) in a session of its own, so that it outlives us.
 
-    ``directory`` becomes its state directory; its output goes to ``logs/serve.log`` there.
+    ``directory`` becomes its state directory; its output goes to ``logs/serve.log`` there. ``keep``: see :func:`clean_environment`.
     """
     logs = ensure_private_dir(directory) / "logs"
     logs.mkdir(exist_ok=True)
-    environment = clean_environment(os.environ) | {STATE_DIR_VARIABLE: str(directory)}
+    environment = clean_environment(os.environ, keep) | {STATE_DIR_VARIABLE: str(directory)}
     with (logs / "serve.log").open("ab") as log:
         return subprocess.Popen(
             list(command),
@@ -114,15 +117,16 @@ def wait_for_connection(
                 return connection  # somebody else started one at the same moment, and theirs was first
         if process.poll() is not None:
             raise DaemonUnreachable(
-                f"Run `tutti doctor`: the daemon ended at its start with status {process.returncode}. {_last_lines(directory)}"
+                f"Run `tutti doctor`: the daemon ended at its start with status {process.returncode}. {last_lines(directory)}"
             )
         time.sleep(0.05)
     raise DaemonUnreachable(
-        f"Run `tutti doctor`: the daemon did not come up within {timeout_s:.0f} s. {_last_lines(directory)}"
+        f"Run `tutti doctor`: the daemon did not come up within {timeout_s:.0f} s. {last_lines(directory)}"
     )
 
 
-def _last_lines(directory: Path, count: int = 5) -> str:
+def last_lines(directory: Path, count: int = 5) -> str:
+    """The end of a daemon's own log, for a message; empty if there is none."""
     with contextlib.suppress(OSError):
         lines = (directory / "logs" / "serve.log").read_text(encoding="utf-8", errors="replace").splitlines()
         return "Its last lines: " + " | ".join(line.strip() for line in lines[-count:] if line.strip())

@@ -2,138 +2,178 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import tempfile
+import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+import torch
+from torch import Tensor
+
+from ..assets.advice import read_prompt, warnings
+from ..assets.files import AUTOENCODER, TRANSFORMER, shipped_file
+from ..assets.prompt import Prompt
 from ..client import Client
+from ..errors import BadRequest, InternalError, RemoteProtocolError
 from ..wire.codec import Received
-from ..wire.connection import Connection
-from ..wire.messages import Accepted, Preview, Progress, Result
-from .daemon import OwnDaemon
+from ..wire.messages import Progress, Result
+from ..worker.tensors import to_torch
+from .daemon import running_daemon
+from .options import DemoOptions
+from .request import demo_sample
 from .terminal import Terminal
 
-_SOFTWARE: Final = "tutti demo"
-_MODEL: Final = "diffusion_models/demo.safetensors"
-_CONTEXT_WIDTH: Final = 256
-_POOLED_WIDTH: Final = 64
+if TYPE_CHECKING:
+    from PIL import Image
+
+DEFAULT_CPU_RANKS: Final = 2
+AT_ONCE: Final = 12
+"""Pictures in one job."""
+DECODED_AT_ONCE: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DemoOptions:
-    """What ``tutti demo`` can be told."""
+class Drawn:
+    """What the ranks gave."""
 
-    out: Path = field(default=Path("demo.png"))
-    """Where the picture goes."""
-    plan: str = ""
-    """``ulysses=2,ring=1``; empty lets the daemon choose."""
-    ranks: int | None = None
-    """Ranks to start; None means every GPU, or two CPU ranks."""
-    steps: int = 12
-    size: int = 384
-    """Side of the square picture, in pixels."""
+    latents: Tensor
+    """``[pictures, 16, height / 8, width / 8]`` in model space."""
+    plan: str
+    step_ms: float
+    """Median over the jobs of each one's median."""
+    exchanged_bytes: int | None
 
 
 def run_demo(options: DemoOptions) -> int:
-    """Run the demo and print what happened. Returns the exit status."""
-    terminal = Terminal()
-    started_s = time.monotonic()
-    device, ranks = _devices(options.ranks)
-    terminal.line("Tutti demo: one picture on all your " + ("GPUs" if device == "cuda" else "CPU ranks"))
-    terminal.line(
-        "  The checkpoint is small and random, so the picture has no subject: it shows that the parts work together."
-    )
-    with tempfile.TemporaryDirectory(prefix="tutti-demo-") as folder:
-        root = Path(folder)
-        with terminal.stage("write a small random FLUX.1 checkpoint"):
-            _write_checkpoint(root / "models" / _MODEL)
-        with _daemon(root, device, ranks, terminal) as connection:
-            _draw(connection, options, terminal)
-    terminal.line(f"  Done in {time.monotonic() - started_s:.1f} s. The picture: {options.out.resolve()}")
+    """Run the demo and print what happened. Returns the exit status.
+
+    Raises:
+        TuttiError: why it could not be done; whatever can be found out before a daemon is started, is.
+    """
+    from .autoencoder import decode, load_autoencoder  # diffusers takes seconds: a wrong prompt is told before
+    from .sheet import draw_sheet
+
+    terminal, started_s = Terminal(), time.monotonic()
+    prompts = [read_prompt(text) for text in options.prompts]
+    path = options.prepared_file()
+    device, ranks = _devices(options)
+    who = f"{ranks} {'GPU' if device == 'cuda' else 'CPU'} rank{'s' if ranks > 1 else ''}"
+    terminal.line(f"Tutti demo: {_count(len(prompts), 'picture')} on {who}")
+    _warn(terminal, options, prompts)
+    with terminal.stage("check and load the files of the demo model"):
+        shipped_file(TRANSFORMER)
+        autoencoder = load_autoencoder(shipped_file(AUTOENCODER))
+    with running_daemon(device, ranks, terminal) as client:
+        drawn = _draw(client, options, prompts, terminal)
+    with terminal.stage(f"write {path.name}"):
+        starts = range(0, len(drawn.latents), DECODED_AT_ONCE)
+        pictures = [decode(autoencoder, drawn.latents[start : start + DECODED_AT_ONCE]) for start in starts]
+        _write(draw_sheet(torch.cat(pictures), options.prompts), path)
+    _say_what_it_took(terminal, options, drawn)
+    terminal.line(f"  Done in {time.monotonic() - started_s:.1f} s. The picture: {path}")
     return 0
 
 
-def _devices(ranks: int | None) -> tuple[str, int]:
-    import torch
-
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return ("cuda", ranks or gpus) if gpus else ("cpu", ranks or 2)
-
-
-def _write_checkpoint(path: Path) -> None:
-    from ..models.tiny import write_tiny_flux
-
-    path.parent.mkdir(parents=True)
-    write_tiny_flux(path, hidden=512, depth=2, depth_single=4, context_dim=_CONTEXT_WIDTH, pooled_dim=_POOLED_WIDTH)
-
-
-@contextmanager
-def _daemon(root: Path, device: str, ranks: int, terminal: Terminal) -> Iterator[Connection]:
-    """A daemon with a state directory of its own, ready to work; stopped at the end, whatever happened."""
-    with terminal.stage(f"start a daemon with {ranks} {device.upper()} rank{'s' if ranks > 1 else ''}"):
-        started = OwnDaemon.start(root / "models", root / "state", device=device, ranks=ranks, software=_SOFTWARE)
+def _write(sheet: Image.Image, path: Path) -> None:
+    """Whole or not at all: an older picture stays if this one cannot be written."""
+    unfinished = path.with_name(f".{path.name}.part")
     try:
-        yield started.connection
-    finally:
-        with terminal.stage("stop the daemon"):
-            started.stop()
+        sheet.save(unfinished, "PNG")
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise BadRequest(
+            f"Free some space or choose another --out: {path} could not be written ({error.strerror or error})."
+        ) from error
 
 
-@contextmanager
-def _client(connection: Connection) -> Iterator[Client]:
-    with Client(connection, client_id=secrets.token_hex(16), software=_SOFTWARE) as client:
-        client.connect()
-        yield client
+def _devices(options: DemoOptions) -> tuple[str, int]:
+    """Where the ranks compute, and how many there are."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    asked = options.ranks or (options.chosen_plan.world_size if options.chosen_plan else None)
+    return ("cuda", asked or gpus) if gpus else ("cpu", asked or DEFAULT_CPU_RANKS)
 
 
-class _Watch:
-    """Follows one job: draws its progress and counts its previews."""
+def _warn(terminal: Terminal, options: DemoOptions, prompts: Sequence[Prompt]) -> None:
+    for warning in options.warnings():
+        terminal.line(f"  ! {warning}")
+    for text, prompt in zip(options.prompts, prompts, strict=True):
+        for warning in warnings(prompt):
+            terminal.line(f"  ! In '{text}': {warning}")
 
-    def __init__(self, terminal: Terminal) -> None:
-        self._terminal = terminal
-        self.previews = 0
-        self.ran_on = ""
 
-    def __call__(self, received: Received) -> None:
+def _draw(client: Client, options: DemoOptions, prompts: Sequence[Prompt], terminal: Terminal) -> Drawn:
+    width, height = options.width_and_height
+    jobs = [prompts[start : start + AT_ONCE] for start in range(0, len(prompts), AT_ONCE)]
+    latents: list[Tensor] = []
+    results: list[Result] = []
+    name = f"draw {_count(len(prompts), 'picture')} of {width} x {height}, {_count(options.steps, 'step')}"
+    with terminal.stage(name):
+        for number, job in enumerate(jobs):
+            sample, tensors = demo_sample(
+                job,
+                width=width,
+                height=height,
+                steps=options.steps,
+                guidance=options.guidance,
+                first_seed=options.seed + number * AT_ONCE,
+                plan="" if options.chosen_plan is None else str(options.chosen_plan),
+                client_id=client.client_id,
+            )
+            received = client.sample(sample, tensors, _bar(terminal, number * options.steps, len(jobs) * options.steps))
+            if not isinstance(received.message, Result):
+                raise RemoteProtocolError(f"a Sample was answered with {type(received.message).__name__}")
+            results.append(received.message)
+            latents.append(to_torch(received.tensors["latent"]).clone())
+    return _checked(latents, results)
+
+
+def _bar(terminal: Terminal, before: int, total: int) -> Callable[[Received], None]:
+    """Draws the progress of one of several jobs."""
+
+    def show(received: Received) -> None:
         message = received.message
-        if isinstance(message, Accepted):
-            self._terminal.update("accepted")
-        elif isinstance(message, Preview):
-            self.previews += 1
+        if isinstance(message, Progress) and message.phase == "sampling":
+            terminal.bar("drawing", before + message.step, total)
         elif isinstance(message, Progress):
-            self.ran_on = message.text or self.ran_on
-            self._terminal.bar(message.phase, message.step, message.steps)
+            terminal.bar(f"{message.phase} the model", message.step, message.steps)
+
+    return show
 
 
-def _draw(connection: Connection, options: DemoOptions, terminal: Terminal) -> None:
-    from ..worker.tensors import to_torch
-    from .job import demo_sample
-    from .picture import PIXELS_PER_CELL, write_png
+def _checked(latents: Sequence[Tensor], results: Sequence[Result]) -> Drawn:
+    together = torch.cat(list(latents))
+    if not bool(torch.isfinite(together).all()):
+        raise InternalError("Run `tutti doctor` and report this: the ranks computed numbers that make no picture.")
+    exchanged = [result.exchanged_bytes for result in results]
+    return Drawn(
+        latents=together,
+        plan=results[0].plan,
+        step_ms=statistics.median(result.step_ms for result in results),
+        exchanged_bytes=None if None in exchanged else sum(filter(None, exchanged)),
+    )
 
-    watch = _Watch(terminal)
-    with _client(connection) as client:
-        sample, tensors = demo_sample(
-            _MODEL,
-            options.plan,
-            cells=options.size // PIXELS_PER_CELL,
-            steps=options.steps,
-            context_width=_CONTEXT_WIDTH,
-            pooled_width=_POOLED_WIDTH,
-            client_id=client.client_id,
-        )
-        with terminal.stage(f"sample {options.steps} Euler steps at {options.size} x {options.size}"):
-            received = client.sample(sample, tensors, watch)
-    result = received.message
-    if isinstance(result, Result):
-        terminal.line(
-            f"    plan {result.plan}, {result.step_ms:.1f} ms a step (median), {watch.previews} previews on the way"
-        )
-    latent = received.tensors["latent"]
-    with terminal.stage(f"write {os.fspath(options.out)}"):
-        write_png(to_torch(latent)[0], options.out)
+
+def _say_what_it_took(terminal: Terminal, options: DemoOptions, drawn: Drawn) -> None:
+    at_once = min(len(options.prompts), AT_ONCE)
+    terminal.line(f"  Plan {drawn.plan}, codec {options.codec}")
+    terminal.line(f"  {drawn.step_ms:.1f} ms a step (median), for {_count(at_once, 'picture')} at once")
+    if drawn.exchanged_bytes is not None:
+        steps = options.steps * -(-len(options.prompts) // AT_ONCE)
+        each = size_text(drawn.exchanged_bytes / steps)
+        terminal.line(f"  {size_text(drawn.exchanged_bytes)} exchanged between the ranks, {each} a step")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def size_text(size_bytes: float) -> str:
+    """``12.3 MB``: three digits or so, powers of 1000."""
+    for unit in ("bytes", "kB", "MB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.0f} {unit}" if unit == "bytes" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.1f} GB"

@@ -28,7 +28,11 @@ class Terminal:
         """Time a stage and print it with a tick when it is over."""
         start_s = time.monotonic()
         self.update(name)
-        yield
+        try:
+            yield
+        except BaseException:
+            self._clear()  # what is said about it begins a line of its own
+            raise
         elapsed_s = time.monotonic() - start_s
         self.times.append((name, elapsed_s))
         self.line(f"  ✓ {name:<44} {elapsed_s:6.2f} s")
@@ -46,4 +50,4 @@ class Terminal:
 
     def _clear(self) -> None:
         if self._live:
-            print("\r\x1b[2K", end="")
+            print("\r\x1b[2K", end="", flush=True)

@@ -74,6 +74,10 @@ def empty_network(geometry: FluxGeometry) -> Any:
             axes_dims_rope=_ROTARY_AXES,
         )
     network.time_text_embed = ConditioningVector(network.time_text_embed)
+    for module in network.modules():
+        if isinstance(module, nn.RMSNorm):
+            # ComfyUI's query and key norms have torch's own epsilon for the dtype, diffusers' 1e-6: with trained weights it shows.
+            module.eps = None
     return network.requires_grad_(False).eval()
 
 

@@ -1,4 +1,4 @@
-"""A small random FLUX.1 checkpoint, for tests and for the demo: real names, real head size, no trained weights.
+"""A small random FLUX.1 checkpoint, for tests and benchmarks: real names, real head size, no trained weights.
 
 Weights are scaled by their fan-in and norms lie near 1, so that activations keep a sane size through any depth and an error anywhere shows in
 the output. head_dim is 128 with rotary axes (16, 56, 56): ComfyUI's own detection loads such a file unpatched.

@@ -32,6 +32,8 @@ class Transport(Protocol):
     name: str
     backend: str
     """The process-group backend that groups for this transport are made of."""
+    sent_bytes: int
+    """What this rank has sent so far, each byte once for every other rank that got it: payload, without any protocol's own bytes."""
 
     def all_to_all(
         self,
@@ -86,6 +88,7 @@ class DirectTransport:
     def __init__(self, backend: str) -> None:
         self.name = backend
         self.backend = backend
+        self.sent_bytes = 0
 
     def all_to_all(
         self,
@@ -95,23 +98,27 @@ class DirectTransport:
         sent_splits: Sequence[int],
         group: ProcessGroup,
     ) -> None:
-        dist.all_to_all_single(
-            _as_bytes(received), _as_bytes(sent), list(received_splits), list(sent_splits), group=group
-        )
+        rows = _as_bytes(sent)
+        dist.all_to_all_single(_as_bytes(received), rows, list(received_splits), list(sent_splits), group=group)
+        self.sent_bytes += (sum(sent_splits) - sent_splits[dist.get_rank(group)]) * rows.shape[1]
 
     def rotate(self, received: Tensor, sent: Tensor, *, to_rank: int, from_rank: int, group: ProcessGroup) -> Pending:
         hops: list[dist.P2POp] = []
         if sent.numel():
             hops.append(dist.P2POp(dist.isend, _as_bytes(sent), to_rank, group))
+            self.sent_bytes += sent.nbytes
         if received.numel():
             hops.append(dist.P2POp(dist.irecv, _as_bytes(received), from_rank, group))
         return _Works(dist.batch_isend_irecv(hops) if hops else [])
 
     def all_gather(self, gathered: Tensor, own: Tensor, group: ProcessGroup) -> None:
         gather_bytes(gathered, own, group)
+        self.sent_bytes += own.nbytes * (dist.get_world_size(group) - 1)
 
     def broadcast(self, tensor: Tensor, src: int, group: ProcessGroup) -> None:
         dist.broadcast(tensor.view(-1).view(torch.uint8), src=src, group=group)
+        if dist.get_rank() == src:
+            self.sent_bytes += tensor.nbytes * (dist.get_world_size(group) - 1)
 
 
 class HostStagedTransport(DirectTransport):

@@ -23,6 +23,9 @@ environment variables:
   XDG_BIN_HOME     (Linux, macOS) where the command `tutti` is linked: $XDG_BIN_HOME/tutti, else ~/.local/bin/tutti
 """
 
+DEMO_OPTIONS = ("--prompt", "--out", "--plan", "--codec", "--size", "--ranks", "--steps", "--guidance", "--seed")
+"""What `tutti demo` can be told."""
+
 
 def check_pack(pack: Path, runner: Runner) -> int:
     """What ComfyUI-Manager runs: is everything importable that the pack needs inside ComfyUI, and what comes next?"""
@@ -71,7 +74,7 @@ def run_demo(pack: Path, runner: Runner, extra: list[str]) -> int:
         executable = str(checkout.install_dev(pack, runner).command("tutti"))
     else:
         executable = backend_env.install_backend(pack, runner, torch="auto", comfy_python=sys.executable).executable
-    return hand_over(runner, [executable, "demo", "--out", "demo.png", *extra])
+    return hand_over(runner, [executable, "demo", *extra])
 
 
 def run_tests(pack: Path, runner: Runner, extra: list[str]) -> int:
@@ -81,8 +84,13 @@ def run_tests(pack: Path, runner: Runner, extra: list[str]) -> int:
     return hand_over(runner, [str(environment.python), "-m", "pytest", *extra])
 
 
+def _is_no_option_of_the_demo(word: str) -> bool:
+    """A typing error is told before anything is installed; what the values may be, `tutti demo` says."""
+    return word.startswith("-") and word.partition("=")[0] not in DEMO_OPTIONS
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """The command line; what follows ``--`` goes to the command that is run in the end."""
+    """The command line; what follows ``--``, or what only ``tutti demo`` knows, goes to the command that is run in the end."""
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     parser = argparse.ArgumentParser(
         description="Install Tutti. Without a command: check, and print the next step.",
@@ -111,12 +119,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     comfy = commands.add_parser("comfyui", parents=[always], help="install a real ComfyUI for the tests")
     comfy.add_argument("--version", choices=list(comfyui.SOURCES), default=comfyui.DEFAULT_VERSION)
     commands.add_parser(
-        "demo", parents=[always], help="sample one picture on all devices: demo.png (-- ARGS go to `tutti demo`)"
+        "demo",
+        parents=[always],
+        allow_abbrev=False,
+        help="draw a sheet of pictures on all devices: demo.png (other options go to `tutti demo`: --prompt TEXT, --plan PLAN, --out DIR, ...)",
     )
     commands.add_parser("test", parents=[always], help="set everything up and run all tests (-- ARGS go to pytest)")
 
-    parsed = parser.parse_args(arguments[:cut])
-    parsed.extra = arguments[cut + 1 :]
+    parsed, others = parser.parse_known_args(arguments[:cut])
+    unknown = [word for word in others if parsed.command != "demo" or _is_no_option_of_the_demo(word)]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    parsed.extra = others + arguments[cut + 1 :]
     if parsed.extra and parsed.command not in ("demo", "test"):
         parser.error("only `demo` and `test` take arguments after --")
     return parsed

@@ -302,6 +302,8 @@ class Result:
     """Median time of a step on rank 0."""
     plan: str = field(metadata=_NAME)
     """The plan it ran with."""
+    exchanged_bytes: int | None = field(default=None, metadata=_COUNT)
+    """What all ranks together sent to one another during its model calls; absent where nobody counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

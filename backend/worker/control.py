@@ -18,7 +18,8 @@ from ..errors import ERRORS_BY_CODE, Draining, InternalError, JobCancelled, Tutt
 
 PROTOCOL: Final = 1
 WORDS: Final = 16
-"""Length of the vector. Words 5 to 7 belong to the codecs and are zero without them, as are the spare ones behind."""
+"""Length of the vector. Words 5 to 7 belong to the codecs and are zero without them, as are the spare ones behind word 8."""
+_SENT_BYTES_WORD: Final = 8
 
 _ERROR_CODES: Final = tuple(sorted(ERRORS_BY_CODE))
 """The same list on every rank, which all run the same release: an error travels as its place in it, counted from 1."""
@@ -56,11 +57,15 @@ class Row:
     action: Action = Action.CONTINUE
     error: str = ""
     """Wire code of the error that this rank's call ended with."""
+    sent_bytes: int = 0
+    """What this rank has sent to the others, in the exchange after the last call; nothing is decided by it."""
 
     def words(self) -> list[int]:
         """The row as it travels."""
         error = _ERROR_CODES.index(self.error) + 1 if self.error else 0
-        return [PROTOCOL, self.sequence, self.call, self.action, error, *[0] * (WORDS - 5)]
+        words = [PROTOCOL, self.sequence, self.call, self.action, error, *[0] * (WORDS - 5)]
+        words[_SENT_BYTES_WORD] = self.sent_bytes
+        return words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,14 +77,14 @@ class Decision:
     """Wire code of the error that every rank reports, or empty."""
 
 
-def decide(rows: Sequence[Sequence[int]]) -> Decision:
-    """What the group does, from every rank's row in order of rank.
+def decide(rows: Sequence[Sequence[int]], *, counts: bool = False) -> Decision:
+    """What the group does, from every rank's row in order of rank. ``counts``: whether rows say how much was sent.
 
     Raises:
         OutOfStep: rows of another protocol, job or call, spare words in use, an unknown action or error, or an error that not every
             rank reports.
     """
-    _check_same_place(rows)
+    _check_same_place(rows, counts)
     errors = [row[4] for row in rows]
     if any(errors):
         if len(set(errors)) > 1 or not 0 < errors[0] <= len(_ERROR_CODES):
@@ -96,7 +101,7 @@ def decide(rows: Sequence[Sequence[int]]) -> Decision:
     return Decision(action=Action.CONTINUE, error="")
 
 
-def _check_same_place(rows: Sequence[Sequence[int]]) -> None:
+def _check_same_place(rows: Sequence[Sequence[int]], counts: bool) -> None:
     for rank, row in enumerate(rows):
         if len(row) != WORDS or row[0] != PROTOCOL:
             raise OutOfStep(f"rank {rank} speaks control protocol {row[0] if row else None}, not {PROTOCOL}")
@@ -104,7 +109,9 @@ def _check_same_place(rows: Sequence[Sequence[int]]) -> None:
             raise OutOfStep(
                 f"rank {rank} is at call {row[2]} of job {row[1]}, rank 0 at call {rows[0][2]} of job {rows[0][1]}"
             )
-        if any(row[5:]):
+        sent_bytes = row[_SENT_BYTES_WORD]
+        spare = (*row[5:_SENT_BYTES_WORD], *row[_SENT_BYTES_WORD + 1 :], 0 if counts else sent_bytes)
+        if any(spare) or sent_bytes < 0:
             raise OutOfStep(f"rank {rank} uses spare words of the control vector")
 
 
@@ -160,6 +167,18 @@ class CallGate:
         if decision.action is Action.DRAIN:
             raise Draining("Queue it again when the daemon is back: it was stopped while the job ran.")
         self.call += 1
+
+    def add_up(self, sent_bytes: int) -> int:
+        """What all ranks together have sent, after the last call. Collective.
+
+        Raises:
+            OutOfStep: another rank is not there, or reports an error of its last call.
+        """
+        rows = self._exchange(
+            torch.tensor(Row(sequence=self._sequence, call=self.call, sent_bytes=sent_bytes).words())
+        )()
+        decide(rows.tolist(), counts=True)
+        return int(rows[:, _SENT_BYTES_WORD].sum())
 
     def agree_on(self, error: TuttiError) -> None:
         """Return if every rank's call ended with an error of this kind, which leaves the group whole.

@@ -192,8 +192,11 @@ class RankLoop:
 
         report.sampling(0, steps, what_runs)
         network = GatedNetwork(prepared.model, gate, when_launched=previews.flush)
+        before_bytes = self._group.transport.sent_bytes
         outcome = run_sample(sample, tensors, network, on_step)
-        report.result(outcome, step_ms=clock.median_ms(), plan=str(prepared.plan))
+        step_ms = clock.median_ms()
+        exchanged_bytes = gate.add_up(self._group.transport.sent_bytes - before_bytes)
+        report.result(outcome, step_ms=step_ms, plan=str(prepared.plan), exchanged_bytes=exchanged_bytes)
 
     def _gate(self, prepared: PreparedJob) -> CallGate:
         return CallGate(

@@ -74,11 +74,10 @@ class JobReport:
         """The denoised latent of a step."""
         self._tell(Preview(job_id=self._job_id, step=step), {"x0": x0})
 
-    def result(self, outcome: Outcome, *, step_ms: float, plan: str) -> None:
+    def result(self, outcome: Outcome, *, step_ms: float, plan: str, exchanged_bytes: int) -> None:
         """The end of a Sample."""
-        self._tell(
-            Result(job_id=self._job_id, step_ms=step_ms, plan=plan), {"latent": outcome.latent, "x0": outcome.x0}
-        )
+        message = Result(job_id=self._job_id, step_ms=step_ms, plan=plan, exchanged_bytes=exchanged_bytes)
+        self._tell(message, {"latent": outcome.latent, "x0": outcome.x0})
 
     def evaluated(self, turn: int, outputs: Mapping[str, Tensor]) -> None:
         """The answer to an Evaluate."""

@@ -10,7 +10,6 @@ import csv
 import json
 import platform
 import random
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -26,11 +25,10 @@ from ...backend.setup.folders import data_folder
 from .autoencoder import psnr_db, to_input, train_autoencoder
 from .export import write_assets
 from .flow import new_transformer, train_flow
-from .latents import Latents, make_latents
+from .latents import make_latents
 from .scenes import draw, random_scene
 
 Curves = dict[str, list[tuple[int, float]]]
-CARD: Final = "MODEL_CARD.md"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,19 +41,20 @@ class Recipe:
     """Scenes on which the autoencoder is judged."""
     scenes: int = 12_000
     """Of 128 x 128."""
-    larger: tuple[tuple[int, int, int], ...] = ((192, 128, 400), (128, 192, 400), (192, 192, 400), (256, 256, 400))
+    larger: tuple[tuple[int, int, int], ...] = ((192, 128, 1500), (128, 192, 1500), (192, 192, 1500), (256, 256, 1500))
     """(width, height, scenes)"""
     tokens: int = 2048
     """Image tokens in a batch."""
-    small_steps: int = 1500
-    larger_steps: int = 100
-    guidance_steps: int = 100
+    small_steps: int = 5000
+    larger_steps: int = 3500
+    guidance_steps: tuple[int, ...] = (700, 700)
+    """Of each round: a round begins with the rate high again, from the last one's average."""
     compiled: bool = True
-    """Of the first phase only: compiling for every further size takes longer than its few steps."""
+    """Of the first phase only, which has one size: every further one would be compiled anew."""
 
 
 SHORT: Final = Recipe(
-    autoencoder_steps=6, unseen=4, scenes=32, larger=((192, 128, 8),), tokens=512, small_steps=4, larger_steps=2, guidance_steps=2, compiled=False
+    autoencoder_steps=6, unseen=4, scenes=32, larger=((192, 128, 8),), tokens=512, small_steps=4, larger_steps=2, guidance_steps=(2, 2), compiled=False
 )  # fmt: skip
 """Seconds: shows that the recipe runs, trains nothing."""
 
@@ -86,17 +85,20 @@ def _train_transformer(recipe: Recipe, autoencoder: Any, work: Path, curves: Cur
         "flow", new_transformer(), [small], work, steps=recipe.small_steps, tokens=recipe.tokens, rate=1.0, compiled=recipe.compiled
     )  # fmt: skip
     larger = [make_latents(autoencoder, work, width=w, height=h, count=count) for w, h, count in recipe.larger]
-    every = [Latents(small.latents[: recipe.scenes // 8], small.captions[: recipe.scenes // 8]), *larger]
+    every = [small, *larger]
     network.requires_grad_(True)
     network, curves["flow, sizes"] = train_flow(
-        "sizes", network, every, work, steps=recipe.larger_steps, tokens=recipe.tokens, rate=0.4, compiled=False
+        "sizes", network, every, work, steps=recipe.larger_steps, tokens=recipe.tokens, rate=0.5, compiled=False
     )  # fmt: skip
-    student = new_transformer()
-    student.load_state_dict(network.state_dict())
-    network, curves["guidance"] = train_flow(
-        "guidance", student, every, work, steps=recipe.guidance_steps, tokens=recipe.tokens, rate=0.3, compiled=False, teacher=network
-    )  # fmt: skip
-    return network
+    student = network
+    for number, steps in enumerate(recipe.guidance_steps, start=1):
+        phase = "guidance" if number == 1 else f"guidance {number}"
+        begun = new_transformer()
+        begun.load_state_dict(student.state_dict())
+        student, curves[phase] = train_flow(
+            phase, begun, every, work, steps=steps, tokens=recipe.tokens, rate=0.5, compiled=False, teacher=network
+        )
+    return student
 
 
 def _unseen(count: int) -> torch.Tensor:
@@ -111,7 +113,6 @@ def _write_record(recipe: Recipe, curves: Curves, measured: dict[str, float], ou
         rows = csv.writer(file)
         rows.writerow(["phase", "step", "loss"])
         rows.writerows((phase, *point) for phase, points in curves.items() for point in points)
-    shutil.copy(Path(__file__).with_name(CARD), out / CARD)
     record = {"recipe": asdict(recipe), "measured": measured, "torch": torch.__version__, "machine": platform.machine()}
     (out / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from ...backend.assets.advice import GUIDANCE
+from ...backend.assets.prompt import TOKENS
+from ...backend.demo.options import STEPS
 from ...backend.demo.request import flux_sigmas
 from ...backend.demo.terminal import Terminal
 from ...backend.errors import InternalError
@@ -21,7 +24,6 @@ from ...backend.sampling.flow import denoised_from_velocity, scale_noise
 from ...backend.sampling.solvers import euler
 from ..demo_model.flow import encode_prompts
 from ..quality.prompts import Prompt, noise_of
-from ..quality.sampling import GUIDANCE, STEPS
 from .recorder import Recorder, Row
 
 _CPU = torch.device("cpu")
@@ -31,7 +33,7 @@ def record(checkpoint: Path, prompts: Sequence[Prompt], steps: int = STEPS) -> t
     """What was recorded, and the final latents ``[B, 16, 16, 16]``: those of the quality benchmark's reference."""
     model = load_model(checkpoint, dtype=torch.float32, device=_CPU, progress=lambda _: None)
     model.bind(mesh_of_one())
-    recorder, terminal = Recorder(attention_names(model)), Terminal()
+    recorder, terminal = Recorder(attention_names(model), text_tokens=TOKENS), Terminal()
     with torch.no_grad(), recorder:
         latents = _sample(model, prompts, steps, terminal)
     if recorder.steps != steps:
@@ -56,7 +58,7 @@ def attention_names(model: ResidentModel) -> list[str]:
 
 def _sample(model: ResidentModel, prompts: Sequence[Prompt], steps: int, terminal: Terminal) -> Tensor:
     context, pooled = encode_prompts([prompt.text for prompt in prompts])
-    conditioning = {"context": context, "pooled": pooled, "guidance": torch.full((len(prompts),), GUIDANCE)}
+    conditioning = {"context": context, "pooled": pooled, "guidance": torch.full((len(prompts),), GUIDANCE[1])}
     noise, sigmas = noise_of(prompts), flux_sigmas(steps)
     shapes = {name: tuple(tensor.shape) for name, tensor in conditioning.items()}
     model.adapter.check(CallSpec(x_shape=tuple(noise.shape), conditioning=shapes))

@@ -1,6 +1,6 @@
 """What does a setting do to the pictures? The same held-out prompts and noise under several settings, against one rank in float32.
 
-Each setting runs in a daemon of its own, with as many CPU ranks as its plan has. 28 steps of euler, guidance 2.5.
+Each setting runs in a daemon of its own, with as many CPU ranks as its plan has. 28 steps of euler, guidance 3.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 from ...backend.assets.files import AUTOENCODER, MODELS_FOLDER
 from ..report import Figure, argument_parser, finish
 from .grid import write_grid
-from .judgement import DRAWN, accuracy_figures, distance_figures, drawn_scenes, look_at
+from .judgement import DRAWN, accuracy_figures, distance_figures, drawn_scenes, look_at, reconstruction_figure
 from .pictures import Autoencoder
 from .prompts import prompt_set
 from .sampling import sample_prompts
@@ -33,7 +33,8 @@ def measure(models: Path, settings: list[Setting], count: int, grid: Path | None
     ]
     if grid is not None:
         write_grid(grid, prompts, drawn, shown)
-    figures = [figure for one in (ceiling, *shown) for figure in accuracy_figures(one, prompts)]
+    figures = [reconstruction_figure(ceiling, drawn)]
+    figures += [figure for one in (ceiling, *shown) for figure in accuracy_figures(one, prompts)]
     return figures + [figure for one in shown[1:] for figure in distance_figures(one, shown[0])]
 
 

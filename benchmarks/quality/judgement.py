@@ -18,6 +18,7 @@ from .prompts import SIDE, Prompt
 
 ACCURACY: Final = {1: "prompt accuracy, one object", 2: "prompt accuracy, two objects with places"}
 FRECHET: Final = "Fréchet distance, demo autoencoder features"
+RECONSTRUCTION: Final = "PSNR of the autoencoder on unseen scenes"
 DRAWN: Final = "drawn scenes through the autoencoder"
 """The checker's ceiling: scenes that show what was asked for, with the autoencoder's own losses."""
 
@@ -48,6 +49,13 @@ def look_at(name: str, latents: Tensor, prompts: Sequence[Prompt], autoencoder: 
 def drawn_scenes(prompts: Sequence[Prompt]) -> Tensor:
     """What the captions were made from, uint8 ``[N, 128, 128, 3]``."""
     return torch.stack([torch.from_numpy(draw(prompt.scene, SIDE, SIDE).copy()) for prompt in prompts])
+
+
+def reconstruction_figure(ceiling: Shown, drawn: Tensor) -> Figure:
+    """How well the autoencoder gives scenes back that it never saw."""
+    return Figure(
+        case=DRAWN, metric=RECONSTRUCTION, spread=Spread.of(psnr_db(ceiling.pictures, drawn).tolist()), unit="dB"
+    )
 
 
 def accuracy_figures(shown: Shown, prompts: Sequence[Prompt]) -> list[Figure]:

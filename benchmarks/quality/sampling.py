@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from ...backend.assets.advice import GUIDANCE
 from ...backend.assets.files import TRANSFORMER
 from ...backend.client import Client
+from ...backend.demo.options import STEPS
 from ...backend.demo.request import flux_sigmas
 from ...backend.demo.terminal import Terminal
 from ...backend.errors import InternalError, UnknownModel
@@ -23,8 +27,7 @@ from ..demo_model.flow import encode_prompts
 from .prompts import Prompt, noise_of
 from .settings import Setting
 
-STEPS: Final = 28
-GUIDANCE: Final = 2.5
+MEASURED: Final = "diffusion_models/measured.safetensors"
 BATCH: Final = 20
 """Prompts of one Sample."""
 
@@ -33,17 +36,27 @@ def sample_prompts(models: Path, setting: Setting, prompts: Sequence[Prompt]) ->
     """The final latents of all prompts, float32 ``[N, 16, 16, 16]``, from the demo model below ``models``.
 
     Raises:
-        UnknownModel: it is not there; the daemon would take the one that ships instead.
+        UnknownModel: it is not there.
     """
     if not (models / TRANSFORMER).is_file():
         raise UnknownModel(f"Give --models a folder with {TRANSFORMER}: there is none in this one.")
     terminal, latents = Terminal(), list[Tensor]()
-    with daemon(models, ranks=setting.plan.world_size) as client:
+    with _under_another_name(models / TRANSFORMER) as folder, daemon(folder, ranks=setting.plan.world_size) as client:
         for first in range(0, len(prompts), BATCH):
             terminal.bar(setting.name, first, len(prompts))
             latents.append(_run(client, setting, prompts[first : first + BATCH]))
     terminal.line(f"  ✓ {setting.name}: {len(prompts)} prompts, {setting.plan}, {setting.dtype}")
     return torch.cat(latents)
+
+
+@contextmanager
+def _under_another_name(transformer: Path) -> Iterator[Path]:
+    """A models folder with this file as :data:`MEASURED`: by its own name the daemon would give the one that ships."""
+    with tempfile.TemporaryDirectory(prefix="tutti-quality-") as folder:
+        link = Path(folder) / MEASURED
+        link.parent.mkdir()
+        link.symlink_to(transformer.resolve())
+        yield Path(folder)
 
 
 def sample_of(setting: Setting, prompts: Sequence[Prompt]) -> tuple[Sample, dict[str, WireTensor]]:
@@ -54,12 +67,12 @@ def sample_of(setting: Setting, prompts: Sequence[Prompt]) -> tuple[Sample, dict
         "sigmas": flux_sigmas(STEPS),
         "branch.0.context": context,
         "branch.0.pooled": pooled,
-        "branch.0.guidance": torch.full((len(prompts),), GUIDANCE),
+        "branch.0.guidance": torch.full((len(prompts),), GUIDANCE[1]),
     }
     sample = Sample(
         job_id=secrets.token_hex(16),
         node_id="quality",
-        on=ModelRef(model=TRANSFORMER, family="flux", dtype=setting.dtype, plan=str(setting.plan)),
+        on=ModelRef(model=MEASURED, family="flux", dtype=setting.dtype, plan=str(setting.plan)),
         sampler="euler",
         cfg=1.0,
         timestep_multiplier=1.0,

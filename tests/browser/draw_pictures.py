@@ -11,6 +11,7 @@ import base64
 import io
 import json
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -20,7 +21,7 @@ from tests.browser.editor import FINAL_EVENTS, PREVIEW_EVENTS, Editor, chromium,
 from tests.browser.scene import FLUX, serve
 from tests.comfy.rig import WHOLE, plain, prompt
 from tests.support import daemon, workflows
-from tests.support.comfyui import REPOSITORY
+from tests.support.comfyui import REPOSITORY, ComfyServer
 
 WORKFLOWS = REPOSITORY / "workflows"
 IMAGES = REPOSITORY / "docs" / "images"
@@ -29,11 +30,25 @@ SHARPNESS = 2
 """Device pixels per page pixel."""
 MARGIN = 12
 """Page pixels around a part of the page."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thumbnail:
+    """What a workflow's thumbnail shows."""
+
+    heading: str
+    title: str
+    nodes: tuple[str, str, str]
+    """At the top left, below that, at the right."""
+    runs: bool = False
+    """Whether the nodes are shown after a run: with pictures in them, which needs a daemon."""
+
+
 SHOWN = {
-    "Tutti FLUX.1 text to image": ("Text to image", ("CLIPTextEncode", "TuttiLoadDiffusionModel", "KSampler")),
-    "Tutti FLUX.1 image to image": ("Image to image", ("LoadImage", "TuttiLoadDiffusionModel", "KSampler")),
-}
-"""Workflow -> its title on the thumbnail and the nodes that it shows: at the top left, below that, at the right."""
+    "Tutti FLUX.1 text to image": Thumbnail("FLUX.1", "Text to image, on all your GPUs", ("CLIPTextEncode", "TuttiLoadDiffusionModel", "KSampler")),
+    "Tutti FLUX.1 image to image": Thumbnail("FLUX.1", "Image to image, on all your GPUs", ("LoadImage", "TuttiLoadDiffusionModel", "KSampler")),
+    "Tutti demo": Thumbnail("Demo", "A first picture, nothing to download", ("TuttiDemoPrompt", "TuttiDemoLoader", "SaveImage"), runs=True),
+}  # fmt: skip
 
 PAGE = """<!doctype html><style>
 body {{ margin: 0; width: 640px; height: 640px; overflow: hidden; position: relative; font-family: Inter, "DejaVu Sans", sans-serif;
@@ -41,7 +56,7 @@ body {{ margin: 0; width: 640px; height: 640px; overflow: hidden; position: rela
 h1 {{ position: absolute; left: 36px; top: 22px; margin: 0; font-size: 46px; letter-spacing: -1px; }}
 h2 {{ position: absolute; left: 38px; top: 84px; margin: 0; font-size: 25px; font-weight: 400; color: #b9c4ee; }}
 img {{ position: absolute; border-radius: 14px; box-shadow: 0 12px 40px #000b; }}
-</style><h1>FLUX.1</h1><h2>{title}, on all your GPUs</h2>
+</style><h1>{heading}</h1><h2>{title}</h2>
 <img src="{right}" style="left: 352px; top: 186px; width: 330px"><img src="{first}" style="left: 36px; top: 150px; width: 300px">
 <img src="{second}" style="left: 70px; top: 424px; width: 400px; outline: 3px solid #8fa2ff">"""
 
@@ -55,15 +70,32 @@ def embedded(picture: Image.Image) -> str:
 
 def draw_thumbnail(browser: Browser, editor: Editor, name: str) -> None:
     """Write ``<workflow>.jpg``."""
-    title, types = SHOWN[name]
-    editor.load(json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")))
+    shown = SHOWN[name]
+    workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+    editor.load(workflow)
+    if shown.runs:
+        editor.queue()
+        editor.wait_for_event(FINAL_EVENTS)
+        if "execution_success" not in dict(editor.events()):
+            raise RuntimeError(f"{name} did not run: {editor.events()}")
+        editor.page.wait_for_load_state("networkidle")
+        editor.settle(len(workflow["nodes"]))
     ids = {node["type"]: node["id"] for node in editor.nodes()}
-    first, second, right = (embedded(editor.picture(ids[kind])) for kind in types)
+    first, second, right = (embedded(editor.picture(ids[kind])) for kind in shown.nodes)
     page = browser.new_page(viewport={"width": THUMBNAIL_PIXELS, "height": THUMBNAIL_PIXELS})
-    page.set_content(PAGE.format(title=title, first=first, second=second, right=right), wait_until="load")
+    content = PAGE.format(heading=shown.heading, title=shown.title, first=first, second=second, right=right)
+    page.set_content(content, wait_until="load")
     shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     page.close()
     shot.save(WORKFLOWS / f"{name}.jpg", "JPEG", quality=88, optimize=True)
+
+
+def draw_thumbnails(browser: Browser, server: ComfyServer, *, runs: bool) -> None:
+    """Write those of the workflows that are, or are not, shown after a run."""
+    for name, shown in SHOWN.items():
+        if shown.runs == runs:
+            with open_editor(browser, server, "vue", {}, sharpness=SHARPNESS) as editor:
+                draw_thumbnail(browser, editor, name)
 
 
 def draw_screenshot(editor: Editor, name: str) -> None:
@@ -110,19 +142,16 @@ def main() -> None:
         serve(Path(folder), state_dir) as server,
         chromium() as browser,
     ):
-        for name in SHOWN:
-            with open_editor(browser, server, "vue", {}, sharpness=SHARPNESS) as editor:
-                draw_thumbnail(browser, editor, name)
+        draw_thumbnails(browser, server, runs=False)
         with open_editor(browser, server, "vue", {}) as editor:
             draw_screenshot(editor, "Tutti FLUX.1 text to image")
         with open_editor(browser, server, "vue", {}, sharpness=SHARPNESS) as editor:
             draw_remedy(editor)
         previews = {"Comfy.Execution.PreviewMethod": "latent2rgb"}
-        with (
-            daemon.running(Path(folder) / "models", state_dir, ranks=2),
-            open_editor(browser, server, "vue", previews, sharpness=SHARPNESS) as editor,
-        ):
-            draw_sampling(editor)
+        with daemon.running(Path(folder) / "models", state_dir, ranks=2):
+            draw_thumbnails(browser, server, runs=True)
+            with open_editor(browser, server, "vue", previews, sharpness=SHARPNESS) as editor:
+                draw_sampling(editor)
 
 
 if __name__ == "__main__":

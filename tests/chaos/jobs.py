@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import torch
 from tutti.backend.client import Client, job_id_for
-from tutti.backend.demo.job import demo_sample
 from tutti.backend.errors import TuttiError
 from tutti.backend.wire.codec import Received
 from tutti.backend.wire.digest import content_digest
@@ -18,6 +17,7 @@ from tutti.backend.wire.tensors import Tensors
 from tutti.backend.worker.tensors import to_wire
 
 from tests.support.daemon import CLIENT_ID, Daemon
+from tests.support.samples import random_sample
 
 MODEL = "diffusion_models/tiny.safetensors"
 OTHER_MODEL = "diffusion_models/twin.safetensors"
@@ -30,8 +30,8 @@ def sample(
     steps: int = 4, *, seed: int = 7, model: str = MODEL, node_id: str | None = None, keep: bool = True
 ) -> tuple[Sample, Tensors]:
     """A Sample. Without a ``node_id`` every call makes another job, though one with the same picture."""
-    message, tensors = demo_sample(
-        model, "", cells=8, steps=steps, context_width=64, pooled_width=32, client_id=CLIENT_ID, seed=seed
+    message, tensors = random_sample(
+        model, cells=8, steps=steps, context_width=64, pooled_width=32, client_id=CLIENT_ID, seed=seed
     )
     message = replace(message, node_id=node_id or message.node_id, keep_if_client_gone=keep)
     return replace(message, job_id=job_id_for(message, tensors, CLIENT_ID)), tensors

@@ -15,7 +15,7 @@ from tests.comfy.rig import CHECKPOINT, PACK, needs
 from tests.support import comfyui
 from tests.support.comfyui import ComfyServer
 
-NODES = ("TuttiLoadDiffusionModel", "TuttiSampler", "TuttiStatus")
+NODES = ("TuttiLoadDiffusionModel", "TuttiSampler", "TuttiStatus", "TuttiDemoLoader", "TuttiDemoPrompt")
 
 
 def get(server: ComfyServer, path: str) -> bytes:
@@ -94,6 +94,7 @@ def test_the_models_of_comfyuis_own_folders_are_listed_without_a_daemon(comfy: C
     names = info["input"]["required"]["unet_name"][1]["options"]
     assert CHECKPOINT in names
     assert "sub/folder.safetensors" in names
+    assert "tutti_demo_flux.safetensors" in names, "it ships with Tutti"
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

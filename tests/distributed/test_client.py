@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from tutti.backend.client import Client, job_id_for
-from tutti.backend.demo.job import demo_sample
 from tutti.backend.errors import DaemonUnreachable, JobConflict, UnknownJob, UnknownModel
 from tutti.backend.wire.codec import Received
 from tutti.backend.wire.connection import find_connection
@@ -22,6 +21,7 @@ from tutti.backend.worker.tensors import to_wire
 from tests.support.checkpoints import write_tiny_flux
 from tests.support.daemon import CLIENT_ID, Daemon, private_state_dir, running
 from tests.support.relay import Relay, relay_to
+from tests.support.samples import random_sample
 
 MODEL = "diffusion_models/tiny.safetensors"
 pytestmark = pytest.mark.timeout(180)
@@ -48,8 +48,8 @@ def client(daemon: Daemon) -> Iterator[Client]:
 
 
 def sample(steps: int = 3, seed: int = 7, cells: int = 8) -> tuple[Sample, Tensors]:
-    return demo_sample(
-        MODEL, "", cells=cells, steps=steps, context_width=64, pooled_width=32, client_id=CLIENT_ID, seed=seed
+    return random_sample(
+        MODEL, cells=cells, steps=steps, context_width=64, pooled_width=32, client_id=CLIENT_ID, seed=seed
     )
 
 

@@ -190,3 +190,23 @@ def test_the_check_fails_when_one_rank_drops_what_it_receives(checkpoint: Path, 
         turn = run(ranks, checkpoint, "euler, cfg 1")
     latent, _ = reference(network, sample_tensors(), "euler", 1.0)
     assert relative_error(turn.tensors["latent"], latent) > 100 * FP32_TOLERANCE
+
+
+def sent_bytes(plan: str, calls: int) -> int:
+    """What two ranks send in ``calls`` calls, counted by hand: 16 text and 16 image tokens, 2 heads of 128, 2 attentions, float32."""
+    tokens, heads, head_dim, attentions, channels = 32, 2, 128, 2, 64
+    row = head_dim * 4
+    # Ulysses: half the heads of q, k, v go to the other rank, then half of the output's tokens. Ring: all keys and values travel once.
+    attention = 4 * tokens * (heads // 2) * row if plan == "ulysses=2" else 2 * tokens * heads * row
+    gather = 16 * channels * 4
+    return calls * (attentions * attention + gather)
+
+
+@pytest.mark.parametrize(("plan", "cfg", "calls"), [("ulysses=2", 1.0, 3), ("ring=2", 1.0, 3), ("ring=2", 4.0, 6)])
+def test_the_result_says_how_much_the_ranks_have_sent(
+    group: RankGroup, checkpoint: Path, plan: str, cfg: float, calls: int
+) -> None:
+    tensors = sample_tensors(height=8, width=8, tokens=(16,) if cfg == 1 else (16, 16), sigmas=(1.0, 0.7, 0.3, 0.0))
+    answer = group.run(sample_of(tensors, plan=plan, cfg=cfg), tensors, checkpoint).answer
+    assert isinstance(answer, Result)
+    assert answer.exchanged_bytes == sent_bytes(plan, calls)

@@ -1,4 +1,4 @@
-"""Small checkpoints for tests. The generator itself is the product's (the demo uses it too)."""
+"""Small checkpoints for tests. The generator itself is the product's: benchmarks use it too."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import json
 import os
@@ -15,7 +16,8 @@ from pathlib import Path
 
 import pytest
 import setproctitle
-from tutti.backend.setup import backend_env, checkout, comfyui, environment, folders
+from tutti.backend.cli import demo
+from tutti.backend.setup import backend_env, checkout, comfyui, command, environment, folders
 from tutti.backend.setup.runner import TAIL_LINES, Runner, SetupError
 
 from tests.support.toy_pack import REPOSITORY, ToyPack, build_tools_lock, download_build_tools
@@ -146,6 +148,33 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(pack: ToyPack, command
     assert pip_lines
     for line in pip_lines:
         assert '--index-url "https://a b"' in line
+
+
+@pytest.mark.parametrize("dashes", [[], ["--"]])
+def test_the_demos_own_options_reach_it_word_for_word(dashes: list[str]) -> None:
+    words = ["--prompt", "a red circle and a blue star", "--plan=ring=2", "--prompt", "green", "--out", "some folder"]
+    parsed = command.parse(["demo", *dashes, *words])
+    assert (parsed.command, parsed.extra, parsed.dry_run) == ("demo", words, False)
+    assert command.parse(["demo", "--dry-run", "--prompt", "x"]).dry_run is True
+    assert command.parse(["demo"]).extra == []
+
+
+def test_a_typing_error_in_the_demos_options_is_told_before_anything_is_installed() -> None:
+    for words in (["--promt", "x"], ["--dryrun"], ["--prompt", "x", "--steps=3", "-x"]):
+        with pytest.raises(SystemExit) as ended:
+            command.parse(["demo", *words])
+        assert ended.value.code == 2
+    parser = argparse.ArgumentParser()
+    demo.add_arguments(parser)
+    known = {option for action in parser._actions for option in action.option_strings}
+    assert known == {*command.DEMO_OPTIONS, "-h", "--help"}
+
+
+@pytest.mark.parametrize("words", [["dev", "--prompt", "x"], ["backend", "--", "x"], ["--prompt", "x"]])
+def test_other_commands_take_no_options_that_they_do_not_know(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.parse(words)
+    assert ended.value.code == 2
 
 
 def test_without_a_command_a_missing_requirement_is_named_with_the_line_to_run(pack: ToyPack) -> None:

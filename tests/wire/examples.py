@@ -194,5 +194,9 @@ EXAMPLES: dict[str, Example] = {
         ),
         {"noise": tensor("F32", 1, 1, 1), "sigmas": tensor("F32", 1)},
     ),
+    "Result with what was exchanged": Example(
+        m.Result(job_id=JOB, step_ms=41.5, plan="ulysses=2,ring=1", exchanged_bytes=1 << 40),
+        {"latent": tensor("F32", 1, 4, 3, 5), "x0": tensor("F32", 1, 4, 3, 5)},
+    ),
 }
 """Name -> example. A message's own name stands for its first example."""

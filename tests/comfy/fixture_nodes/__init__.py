@@ -5,12 +5,13 @@ one file loads on every version under test.
 """
 
 from .conditioning_changes import TestConditioningChange
-from .inputs import TestConditioning, TestLatent
+from .inputs import TestConditioning, TestGivenConditioning, TestLatent
 from .model_changes import TestModelChange
 from .sampling_changes import TestSampler
 
 NODE_CLASS_MAPPINGS = {
     "TestConditioning": TestConditioning,
+    "TestGivenConditioning": TestGivenConditioning,
     "TestLatent": TestLatent,
     "TestConditioningChange": TestConditioningChange,
     "TestModelChange": TestModelChange,

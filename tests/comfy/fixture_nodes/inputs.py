@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
@@ -34,6 +35,23 @@ class TestConditioning:
         if pooled_width:
             extra["pooled_output"] = torch.randn(1, pooled_width, generator=generator)
         return ([[torch.randn(1, tokens, width, generator=generator), extra]],)
+
+
+class TestGivenConditioning:
+    """CONDITIONING of the numbers in a JSON text: ``{"context": [[...]], "pooled": [...], "guidance": 2.5}``."""
+
+    CATEGORY = "tutti tests"
+    RETURN_TYPES = ("CONDITIONING",)
+    FUNCTION = "make"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"numbers": ("STRING", {"default": "{}"})}}
+
+    def make(self, numbers: str) -> tuple[list[Any]]:
+        given = json.loads(numbers)
+        extra = {"pooled_output": torch.tensor([given["pooled"]]), "guidance": given["guidance"]}
+        return ([[torch.tensor([given["context"]]), extra]],)
 
 
 class TestLatent:

@@ -69,7 +69,16 @@ def test_any_text_is_a_prompt(text: str) -> None:
     assert sum(map(any, context)) == len(prompt.words)
 
 
+def test_every_token_says_what_its_own_part_says_and_nothing_of_the_others() -> None:
+    words = {word: row for (word, _), row in zip(parse(BOTH).words, parse(BOTH).context(), strict=False)}
+    in_part = slice(len(WORDS), 2 * len(WORDS))
+    red, top, blue, grey = (words[word][in_part] for word in ("red", "top", "blue", "grey"))
+    assert red == top != blue
+    assert [word for word, said in zip(WORDS, blue, strict=True) if said] == ["small", "blue", "star"]
+    assert [word for word, said in zip(WORDS, grey, strict=True) if said] == ["grey"]
+
+
 def test_the_vocabulary_fits_and_says_nothing_twice() -> None:
-    assert len(set(WORDS)) == len(WORDS) <= 56
+    assert len(set(WORDS)) == len(WORDS) == 28
     assert set(SYNONYMS.values()) <= set(WORDS)
     assert not set(WORDS) & (IGNORED | set(SYNONYMS))

@@ -20,12 +20,15 @@ from tutti.benchmarks.quality.__main__ import main
 from tutti.benchmarks.quality.grid import write_grid
 from tutti.benchmarks.quality.judgement import (
     ACCURACY,
+    DRAWN,
     FRECHET,
+    RECONSTRUCTION,
     Shown,
     accuracy_figures,
     distance_figures,
     drawn_scenes,
     look_at,
+    reconstruction_figure,
 )
 from tutti.benchmarks.quality.pictures import Autoencoder
 from tutti.benchmarks.quality.prompts import prompt_set
@@ -203,7 +206,14 @@ def test_a_setting_is_no_distance_from_itself_and_some_from_another(perfect: Sho
 
 def test_the_promises_name_figures_that_are_measured(perfect: Shown) -> None:
     promised = {(target.case, target.metric) for target in read_targets("quality")}
-    assert promised == {(REFERENCE.name, metric) for metric in ACCURACY.values()}
+    assert promised == {(REFERENCE.name, metric) for metric in ACCURACY.values()} | {(DRAWN, RECONSTRUCTION)}
+
+
+def test_the_autoencoders_figure_is_the_distance_from_what_was_drawn(perfect: Shown) -> None:
+    drawn = drawn_scenes(prompt_set(12))
+    assert reconstruction_figure(perfect, drawn).spread.p50 == 120, "nothing lost"
+    flipped = reconstruction_figure(perfect, drawn.flip(2))
+    assert flipped.spread.p50 < 28, "the control: other pictures"
 
 
 def test_the_grid_has_a_row_for_each_prompt_and_a_column_for_each_setting(perfect: Shown, tmp_path: Path) -> None:
@@ -227,7 +237,7 @@ def test_two_settings_are_compared_through_real_daemons(
     arguments = ["--models", str(models), "--prompts", "4", "--json", str(lines), "--grid", str(grid), "--check"]
     assert main([*arguments, "--setting", "two ranks:plan=ulysses=2"]) == 1
     garbage.stop()  # pyzmq's own thread for buffers that are sent without a copy
-    assert capsys.readouterr().out.count("NOT REACHED") == 2
+    assert capsys.readouterr().out.count("NOT REACHED") == 3, "the given files are measured, not the ones that ship"
     figures = [json.loads(line) for line in lines.read_text().splitlines()]
     error = next(figure for figure in figures if figure["metric"] == "relative latent error")
     assert (error["case"], error["baseline"]) == ("two ranks", REFERENCE.name)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tutti.backend.assets.files import digest_of
 from tutti.backend.broker import catalog as catalogs
 from tutti.backend.broker.catalog import Catalog
 from tutti.backend.errors import BadCheckpoint, UnknownModel
@@ -220,3 +221,60 @@ def test_a_relative_folder_is_not_searched(catalog: Catalog, tmp_path: Path, mon
     (tmp_path / "folders.json").write_text(json.dumps({"diffusion_models": ["here"]}))
     with pytest.raises(UnknownModel):
         catalog.resolve("diffusion_models/z.safetensors")
+
+
+# --- what ships with Tutti ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def assets(tmp_path: Path) -> Path:
+    """A folder as ``backend/assets`` is, with a file of a kind that no daemon serves."""
+    folder = tmp_path / "assets"
+    digests = {
+        name: digest_of(write(folder / "models" / name)) for name in ("diffusion_models/demo.safetensors", "vae/v.safetensors")
+    }  # fmt: skip
+    (folder / "digests.json").write_text(json.dumps(digests))
+    return folder
+
+
+def test_a_shipped_model_is_listed_and_found_like_any_other(models: Path, assets: Path, tmp_path: Path) -> None:
+    catalog = Catalog([models], tmp_path / "folders.json", assets)
+    names = [entry.name.removeprefix("diffusion_models/") for entry in catalog.list_models()]
+    assert names == ["a.safetensors", "demo.safetensors", "old.safetensors", "sub/b.safetensors"]
+    found = catalog.resolve("diffusion_models/demo.safetensors")
+    assert found.path == str(assets / "models" / "diffusion_models" / "demo.safetensors")
+    assert catalog.folders()[0] == catalog.shipped
+
+
+def test_a_shipped_model_goes_before_another_file_of_its_name(models: Path, assets: Path, tmp_path: Path) -> None:
+    """Who asks for the demo model is told how to prompt it: another network under its name would draw noise."""
+    write(models / "diffusion_models" / "demo.safetensors")
+    catalog = Catalog([models], tmp_path / "f", assets)
+    assert catalog.shipped is not None
+    assert catalog.resolve("diffusion_models/demo.safetensors").path == str(catalog.shipped / "demo.safetensors")
+
+
+def test_a_missing_shipped_model_is_never_replaced_by_another_of_its_name(
+    models: Path, assets: Path, tmp_path: Path
+) -> None:
+    write(models / "diffusion_models" / "demo.safetensors")
+    (assets / "models" / "diffusion_models" / "demo.safetensors").unlink()
+    with pytest.raises(
+        BadCheckpoint, match=r"Install Tutti again: demo\.safetensors, a file of its demo model, is missing"
+    ):
+        Catalog([models], tmp_path / "f", assets).resolve("diffusion_models/demo.safetensors")
+
+
+@pytest.mark.parametrize("what", ["a flipped bit", "cut off", "not a shipped name"])
+def test_a_shipped_model_that_is_not_what_was_shipped_is_refused(assets: Path, tmp_path: Path, what: str) -> None:
+    name = "diffusion_models/demo.safetensors"
+    path = assets / "models" / name
+    data = path.read_bytes()
+    if what == "not a shipped name":
+        name = "diffusion_models/another.safetensors"
+        write(assets / "models" / name)
+    else:
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]) if what == "a flipped bit" else data[:-1])
+    with pytest.raises(BadCheckpoint, match="Install Tutti again") as refused:
+        Catalog([], tmp_path / "f", assets).resolve(name)
+    assert str(tmp_path) not in refused.value.message

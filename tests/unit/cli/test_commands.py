@@ -76,8 +76,9 @@ def test_status_is_for_people_and_for_programs(daemon: Daemon) -> None:
 def test_serve_says_where_it_listens_what_it_has_and_when_it_is_ready(daemon: Daemon, models: Path) -> None:
     text = (daemon.state_dir / "logs" / "serve.log").read_text()
     assert re.search(r"listens on +tcp://127\.0\.0\.1:\d+ \(this machine only\)", text)
-    assert "1 checkpoint(s) in 1 folder(s)" in text
+    assert re.search(r"models +2 checkpoint\(s\) in 2 folder\(s\)", text)
     assert str(models / "diffusion_models") in text
+    assert "diffusion_models (ships with Tutti)" in text
     assert re.search(r"Ready after \d+\.\d s\. Stop with Ctrl-C or `tutti stop`\.", text)
 
 

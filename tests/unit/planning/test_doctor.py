@@ -88,6 +88,15 @@ def test_a_missing_and_an_old_package_are_problems(monkeypatch: pytest.MonkeyPat
     assert found["diffusers"].level == "good"
 
 
+def test_a_demo_model_that_is_not_whole_is_a_note_with_the_remedy(tmp_path: Path) -> None:
+    assert cli_doctor._check_demo_model().level == "good"
+    finding = cli_doctor._check_demo_model(tmp_path)
+    assert (finding.level, finding.topic) == ("note", "demo model")
+    assert finding.fix.startswith(
+        "Install Tutti again: tutti_demo_flux.safetensors, a file of its demo model, is missing"
+    )
+
+
 def test_an_old_libzmq_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     assert installation.check_zmq().level == "good"
     monkeypatch.setattr(zmq, "zmq_version_info", lambda: (4, 3, 4))

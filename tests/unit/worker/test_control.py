@@ -74,7 +74,9 @@ def test_different_errors_end_the_group() -> None:
         decide(rows(row(error="internal"), row(error="out_of_memory")))
 
 
-@pytest.mark.parametrize(("word", "value"), [(0, PROTOCOL + 1), (4, 10_000), (4, -1), (3, 9), (5, 1), (15, 1)])
+@pytest.mark.parametrize(
+    ("word", "value"), [(0, PROTOCOL + 1), (4, 10_000), (4, -1), (3, 9), (5, 1), (8, 1), (8, -1), (9, 1), (15, 1)]
+)
 def test_words_that_no_rank_of_this_release_writes_end_the_group(word: int, value: int) -> None:
     strange = rows(row(), row())
     for words in strange:
@@ -183,3 +185,17 @@ def test_a_failure_that_the_others_do_not_share_ends_the_group_after_an_early_ex
 def test_every_error_of_ours_has_a_word() -> None:
     for error in (BadRequest, InternalError, OutOfMemory):
         assert decide(rows(row(error=error.code))).error == error.code
+
+
+def test_what_the_ranks_have_sent_is_added_up_after_the_last_call() -> None:
+    peers = Peers(row(call=0), Row(sequence=7, call=1, sent_bytes=5_000_000_000))
+    passed = gate(peers)
+    passed.enter()
+    assert passed.add_up(7) == 5_000_000_007
+    assert [words[8] for words in peers.mine] == [0, 7]
+
+
+@pytest.mark.parametrize("theirs", [row(call=1), row(call=0, error="internal"), row(call=0, sequence=8)])
+def test_a_rank_that_adds_up_while_another_one_has_failed_ends_the_group(theirs: Row) -> None:
+    with pytest.raises(OutOfStep):
+        gate(Peers(theirs)).add_up(7)
