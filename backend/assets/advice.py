@@ -13,6 +13,8 @@ GUIDANCE: Final = (1.0, 3.0, 5.0)
 """Least, usual and most guidance that the model was taught."""
 SIDES: Final = (128, 256)
 """Least and greatest side, in pixels, of the pictures that the model was taught."""
+PIXELS_PER_CELL: Final = 8
+"""A latent cell stands for 8 x 8 pixels, as in FLUX.1's autoencoder."""
 _SHOWN_LETTERS: Final = 80
 
 
