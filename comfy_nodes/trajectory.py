@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..backend.assets.advice import size_warning
+from ..backend.assets.advice import PIXELS_PER_CELL, size_warning
 from ..backend.assets.files import TRANSFORMER
 from ..backend.client import job_id_for
 from ..backend.wire.codec import Received
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 Callback = Callable[[int, torch.Tensor, torch.Tensor, int], None]
 _NO_ID = "0" * 32
-_PIXELS_PER_CELL = 8
-"""Of the demo model's latent."""
 
 
 def sampler_sample(
@@ -72,7 +70,7 @@ def _demo_notes(remote: Remote, noise: torch.Tensor) -> list[str]:
     """The model that ships draws noise at sizes that other models like: whoever asks for one is told."""
     if remote.on.model != TRANSFORMER:
         return []
-    height, width = (side * _PIXELS_PER_CELL for side in noise.shape[-2:])
+    height, width = (side * PIXELS_PER_CELL for side in noise.shape[-2:])
     warning = size_warning(width, height)
     return [warning] if warning else []
 

@@ -9,10 +9,12 @@ from .prompt import PARTS, TOKENS, Prompt, parse
 from .vocabulary import BACKGROUNDS, CENTER, COLOURS, COLUMNS, GREY, ROWS, SHAPES, SIZES, TEXTURES
 
 EXAMPLE: Final = "a large red circle at the top left and a small blue star on a grey background"
-GUIDANCE: Final = (1.0, 3.5, 5.0)
+GUIDANCE: Final = (1.0, 3.0, 5.0)
 """Least, usual and most guidance that the model was taught."""
 SIDES: Final = (128, 256)
 """Least and greatest side, in pixels, of the pictures that the model was taught."""
+PIXELS_PER_CELL: Final = 8
+"""A latent cell stands for 8 x 8 pixels, as in FLUX.1's autoencoder."""
 _SHOWN_LETTERS: Final = 80
 
 

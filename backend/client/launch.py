@@ -24,10 +24,11 @@ from ..wire.connection import (
 EXECUTABLE_VARIABLE: Final = "TUTTI_EXECUTABLE"
 """Overrides which ``tutti`` is started. For people and tests; no workflow can set it."""
 
-# What ComfyUI sets for itself and what would bend the daemon: device choice, allocators, and the path to ComfyUI's packages.
 DEVICE_VARIABLES: Final = frozenset(
     {"CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES", "ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR"}
 )  # fmt: skip
+"""What says which devices a process sees."""
+# What ComfyUI sets for itself and what would bend the daemon: device choice, allocators, and the path to ComfyUI's packages.
 _NOT_INHERITED: Final = frozenset(
     {
         *DEVICE_VARIABLES,

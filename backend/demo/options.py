@@ -37,7 +37,8 @@ SIDES: Final = (64, 512)
 MULTIPLE: Final = 16
 STEPS: Final = 28
 SIZE: Final = "128"
-SEED: Final = 7
+SEED: Final = 12
+"""The first of 24 with which each of :data:`PROMPTS` shows something; how often one does not, `quality` measures."""
 MOST_STEPS: Final = 1000
 MOST_RANKS: Final = 64
 """More than any one box has GPUs: a typing error, not a wish."""

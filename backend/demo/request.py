@@ -11,6 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from ..assets.advice import PIXELS_PER_CELL
 from ..assets.files import TRANSFORMER
 from ..assets.prompt import Prompt
 from ..client import job_id_for
@@ -19,8 +20,6 @@ from ..wire.tensors import Tensors
 from ..worker.tensors import to_wire
 
 CHANNELS: Final = 16
-PIXELS_PER_CELL: Final = 8
-"""A latent cell stands for 8 x 8 pixels, as in FLUX.1's autoencoder."""
 _FLUX_SHIFT: Final = 1.15
 
 

@@ -8,6 +8,7 @@ own report cannot tell them apart.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import select
 import sys
@@ -101,26 +102,35 @@ def _agent(spec: WorkerSpec, logs: LogsSpecs, report_fd: int) -> Any:
 
 
 def _report_first_end(pids: dict[int, int], report_fd: int) -> None:
-    """Wait until a rank ends, and tell how, without taking its exit status away from the agent."""
-    poller, ranks = select.poll(), {}
-    for rank, pid in pids.items():
+    """Wait until a rank ends, and tell how, without taking its exit status away from the agent.
+
+    Where the agent was quicker nothing is said: its result names that rank, and what else is seen here may follow from it.
+    """
+    with contextlib.ExitStack() as held:
         try:
-            fd = os.pidfd_open(pid)
+            ranks = {_process_fd(pid, held): (rank, pid) for rank, pid in pids.items()}
         except ProcessLookupError:
-            continue  # ended and reaped already: the agent's result names it
-        ranks[fd] = (rank, pid)
-        poller.register(fd, select.POLLIN)
-    ends = [_end_of(*ranks[fd]) for fd, _ in poller.poll()]
+            return
+        poller = select.poll()
+        for fd in ranks:
+            poller.register(fd, select.POLLIN)
+        ends = [_end_of(*ranks[fd]) for fd, _ in poller.poll()]
     report = first_cause([end for end in ends if end is not None])
-    if report:
+    if report and None not in ends:
         write_report(report_fd, report)
+
+
+def _process_fd(pid: int, held: contextlib.ExitStack) -> int:
+    fd = os.pidfd_open(pid)
+    held.callback(os.close, fd)
+    return fd
 
 
 def _end_of(rank: int, pid: int) -> RankEnded | None:
     try:
         end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
     except ChildProcessError:
-        return None  # likewise
+        return None  # the agent has taken it
     if end is None:
         return None
     by_signal = end.si_code != os.CLD_EXITED

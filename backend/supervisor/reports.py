@@ -54,15 +54,17 @@ class RankEnded:
 
 
 def first_cause(ends: Sequence[RankEnded]) -> RankEnded | None:
-    """The end that explains the others, of those that were seen at once: a rank that notices another one's death follows it.
+    """The end that explains the others, of those that were seen at once: a rank that notices another one's death follows it."""
+    return min(ends, key=lambda end: (_depth(end), end.rank), default=None)
 
-    A signal comes from outside. :data:`FOLLOWS_STATUS` says only that the group could not go on.
-    """
-    return min(
-        ends,
-        key=lambda end: (end.signal is None, end.status == FOLLOWS_STATUS, end.rank),
-        default=None,
-    )
+
+def _depth(end: RankEnded) -> int:
+    """How likely another rank's end is behind this one: 0 is never."""
+    if end.signal == signal.SIGTERM:
+        return 2  # torchrun's agent ends the other ranks by it
+    if end.signal is not None:
+        return 0
+    return 3 if end.status == FOLLOWS_STATUS else 1  # which says only that the group could not go on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

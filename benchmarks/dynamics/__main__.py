@@ -1,6 +1,6 @@
 """How much do queries, keys, values and attention outputs change from step to step?
 
-The demo model on one rank in this process, float32, 28 steps of euler, a few held-out prompts. A residual codec sends differences between
+The demo model on one rank in this process, float32, 28 steps of euler, a few held-out prompts; image tokens, as text hardly changes. A residual codec sends differences between
 steps: what it can save depends on how small they are beside the values, and on whether they are small in every step.
 """
 
@@ -95,12 +95,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argument_parser(__doc__)
     parser.add_argument("--models", type=Path, default=MODELS_FOLDER, help="models folder with the demo model's files")
     parser.add_argument("--prompts", type=int, default=PROMPTS, help=f"how many (default: {PROMPTS})")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"of the trajectory, at least 10 (default: {STEPS})")
     parser.add_argument("--csv", type=Path, default=Path("dynamics.csv"), metavar="FILE", help="every layer and step")
     parser.add_argument("--plot", type=Path, default=Path("dynamics.png"), metavar="FILE", help="the curves")
     options = parser.parse_args(arguments)
-    rows, _ = record(options.models / TRANSFORMER, prompt_set(options.prompts))
+    if options.steps < 10:
+        parser.error("take at least 10 steps: a curve has two ends and a middle")
+    rows, _ = record(options.models / TRANSFORMER, prompt_set(options.prompts), options.steps)
     write_csv(options.csv, rows)
-    write_plot(options.plot, panels_of(rows, STEPS))
+    write_plot(options.plot, panels_of(rows, options.steps))
     code = finish(BENCHMARK, figures_of(rows), options)
     print("\n".join(["", *comparison(rows)]))
     return code

@@ -1,7 +1,7 @@
 """Norms, step differences and cosines of what goes through the attention seam: queries, keys, values and the attention's output.
 
 The recorder listens to torch's dispatcher for our one opaque operator. Nothing of the back end is changed, and what is seen is what
-ranks exchange: keys after their norm and rotation, text and image tokens together.
+ranks exchange: keys after their norm and rotation.
 """
 
 from __future__ import annotations
@@ -38,11 +38,13 @@ class Row:
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records while it is entered. Every model call is one step, and reaches every layer once, in order."""
 
-    def __init__(self, layers: Sequence[str]) -> None:
+    def __init__(self, layers: Sequence[str], *, text_tokens: int = 0) -> None:
+        """``text_tokens``: how many come before the image's; they hardly change, and are left out."""
         super().__init__()  # type: ignore[no-untyped-call]
         usp_operator()  # registers it
         self._operator = torch.ops.tutti.usp_attention.default
         self._layers = layers
+        self._text_tokens = text_tokens
         self._seen = 0
         self._before: dict[tuple[str, str], Tensor] = {}
         self.rows: list[Row] = []
@@ -59,7 +61,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         step, place = divmod(self._seen, len(self._layers))
         self._seen += 1
         for kind, tensor in zip(KINDS, tensors, strict=True):
-            key, x = (self._layers[place], kind), tensor.flatten(1).double()
+            key, x = (self._layers[place], kind), tensor[:, self._text_tokens :].flatten(1).double()
             self.rows.append(_row(*key, step, x, self._before.get(key)))
             self._before[key] = x.clone()
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ...backend.assets.advice import GUIDANCE
+from ...backend.assets.prompt import TOKENS
 from ...backend.demo.options import STEPS
 from ...backend.demo.request import flux_sigmas
 from ...backend.demo.terminal import Terminal
@@ -32,7 +33,7 @@ def record(checkpoint: Path, prompts: Sequence[Prompt], steps: int = STEPS) -> t
     """What was recorded, and the final latents ``[B, 16, 16, 16]``: those of the quality benchmark's reference."""
     model = load_model(checkpoint, dtype=torch.float32, device=_CPU, progress=lambda _: None)
     model.bind(mesh_of_one())
-    recorder, terminal = Recorder(attention_names(model)), Terminal()
+    recorder, terminal = Recorder(attention_names(model), text_tokens=TOKENS), Terminal()
     with torch.no_grad(), recorder:
         latents = _sample(model, prompts, steps, terminal)
     if recorder.steps != steps:

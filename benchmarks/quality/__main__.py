@@ -1,6 +1,6 @@
 """What does a setting do to the pictures? The same held-out prompts and noise under several settings, against one rank in float32.
 
-Each setting runs in a daemon of its own, with as many CPU ranks as its plan has. 28 steps of euler, guidance 3.5.
+Each setting runs in a daemon of its own, with as many CPU ranks as its plan has. 28 steps of euler, guidance 3.
 """
 
 from __future__ import annotations

@@ -35,7 +35,13 @@ def test_a_short_training_writes_whole_files_and_its_record(trained: tuple[Path,
     assert vae["taesd_encoder.14.weight"].shape == (16, 64, 3, 3)
     assert sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) <= 48e6
     with (out / "curve.csv").open(encoding="utf-8") as file:
-        assert {row["phase"] for row in csv.DictReader(file)} == {"autoencoder", "flow, 128", "flow, sizes", "guidance"}
+        assert {row["phase"] for row in csv.DictReader(file)} == {
+            "autoencoder",
+            "flow, 128",
+            "flow, sizes",
+            "guidance",
+            "guidance 2",
+        }
     assert json.loads((out / "training.json").read_text())["recipe"]["small_steps"] == SHORT.small_steps
 
 

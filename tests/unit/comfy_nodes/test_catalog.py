@@ -94,7 +94,7 @@ def test_what_only_the_daemon_has_is_listed_when_it_has_told(tmp_path: Path, mon
             found = Catalog()
             assert NULL not in found.names(), "the first list has what this ComfyUI has"
             wait_until_nobody_asks()
-            assert found.names() == ["A.safetensors", "b.safetensors", NULL]
+            assert found.names() == ["A.safetensors", "b.safetensors", NULL, "tutti_demo_flux.safetensors"]
         monkeypatch.setattr(catalog, "FRESH_S", 0.0)
         assert NULL in found.names(), "what is known stays known while the daemon is away"
         wait_until_nobody_asks()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from tutti.backend.assets.files import AUTOENCODER, FOLDER, TRANSFORMER, shipped_file
 from tutti.backend.demo import run as demo
 from tutti.backend.demo.options import DemoOptions
@@ -79,3 +80,19 @@ def test_several_jobs_are_told_as_one() -> None:
 )
 def test_sizes_are_told_for_people(size_bytes: float, text: str) -> None:
     assert demo.size_text(size_bytes) == text
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_older_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "demo.png"
+    demo._write(Image.new("RGB", (4, 4), "red"), path)
+    before = path.read_bytes()
+
+    def full(self: Image.Image, file: Path, *_: object) -> None:
+        file.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(BadRequest, match=r"^Free some space or choose another --out: .* \(No space left on device\)"):
+        demo._write(Image.new("RGB", (4, 4), "blue"), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from tutti.backend.supervisor.environment import RankEnvironment, available_cores
+from tutti.backend.supervisor.launch import _report_first_end
 from tutti.backend.supervisor.logs import last_lines, rotate
 from tutti.backend.supervisor.processes import HeldProcess
 from tutti.backend.supervisor.rendezvous import C10dRendezvous, FileRendezvous
@@ -129,6 +130,9 @@ def test_an_end_is_told_with_the_signal_or_the_status() -> None:
         ([(0, None, 1), (1, None, 70), (2, 11, None)], 2),
         ([(0, None, 70), (1, None, 0)], 1),
         ([(1, None, 70), (0, None, 70)], 0),
+        ([(0, 15, None), (1, 9, None)], 1),
+        ([(0, 15, None), (1, None, 1)], 1),
+        ([(0, None, 70), (1, 15, None)], 1),
         ([], None),
     ],
 )
@@ -137,6 +141,20 @@ def test_of_ranks_that_ended_together_the_one_that_explains_the_others_is_blamed
 ) -> None:
     found = first_cause([RankEnded(rank=rank, pid=5, signal=by, status=status) for rank, by, status in ends])
     assert (found.rank if found else None) == blamed
+
+
+def test_a_rank_whose_end_the_agent_has_taken_is_left_to_the_agent_to_name() -> None:
+    """The agent takes rank 1's status, then ends rank 0: of what can still be seen, only rank 0's end is left, and it is the wrong one."""
+    ranks = {rank: subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) for rank in range(2)}
+    for process in ranks.values():
+        process.kill()
+    ranks[1].wait(10)
+    seen, told = os.pipe()
+    _report_first_end({rank: process.pid for rank, process in ranks.items()}, told)
+    ranks[0].wait(10)
+    os.close(told)
+    assert os.read(seen, 4096) == b""
+    os.close(seen)
 
 
 def test_the_statuses_that_mean_something_are_the_workers_own() -> None:
