@@ -112,18 +112,15 @@ class PackedRows(Packed):
 
     def __init__(self, whole: Packed, rows: Rows) -> None:
         super().__init__()
-        self._whole = [whole]  # in a list: no module of this one, so that nothing moves it a second time
+        self.whole = whole
         self._rows = rows
 
     def unpack(self, dtype: torch.dtype) -> Tensor:
-        return self._whole[0].unpack(dtype)[slice(*self._rows)]
+        return self.whole.unpack(dtype)[slice(*self._rows)]
 
     def cut(self, rows: Rows) -> Packed:
         first = self._rows[0]
-        return PackedRows(self._whole[0], (first + rows[0], first + rows[1]))
-
-    def stored(self) -> list[Tensor]:
-        return self._whole[0].stored()
+        return PackedRows(self.whole, (first + rows[0], first + rows[1]))
 
 
 class PackedLinear(nn.Module):

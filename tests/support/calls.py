@@ -69,7 +69,8 @@ def write_calls(calls: Mapping[str, DrawnCall], folder: Path) -> None:
     tensors: dict[str, Tensor] = {}
     for name, call in calls.items():
         parts = {"x": call.x, "timestep": call.timestep, **call.conditioning}
-        tensors |= {f"{name}/{part}": tensor.contiguous() for part, tensor in parts.items()}
+        # Calls may share tensors, which a file of tensors may not.
+        tensors |= {f"{name}/{part}": tensor.clone(memory_format=torch.contiguous_format) for part, tensor in parts.items()}
     save_file(tensors, folder / "inputs.safetensors")
     (folder / "options.json").write_text(json.dumps({name: dict(call.options) for name, call in calls.items()}))
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tutti.backend.errors import BadCheckpoint
-from tutti.backend.models.packed import Packed
+from tutti.backend.models.packed import Packed, PackedRows
 from tutti.backend.models.registry import load_model
 
 from tests.support import quantised
@@ -92,9 +92,25 @@ def test_a_quantised_model_takes_the_size_of_its_file_in_memory(name: str, tiny:
     assert model.size_bytes < 0.6 * tiny.stat().st_size
     mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(path) in line]
     ranges = [tuple(int(address, 16) for address in line.split()[0].split("-")) for line in mapped]
-    packed = [module.packed for module in model.adapter.network.modules() if isinstance(module, Packed)]  # type: ignore[attr-defined]
+    packed = [
+        module.packed
+        for module in model.adapter.network.modules()  # type: ignore[attr-defined]
+        if isinstance(module, Packed) and not isinstance(module, PackedRows)
+    ]
     assert packed
     assert all(any(start <= tensor.data_ptr() < end for start, end in ranges) for tensor in packed), "views of the file"
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_packed_weights_move_with_the_network(name: str, tiny: Path, tmp_path: Path) -> None:
+    """The device without memory stands for a GPU: no part of a fused tensor, and no scale, stays behind."""
+    path = tmp_path / ("tiny.gguf" if name.startswith("Q") else "tiny.safetensors")
+    STORED[name](load_file(tiny), path)
+    model = load_model(path, dtype=torch.float32, device=torch.device("cpu"), progress=lambda _: None)
+    network: torch.nn.Module = model.adapter.network  # type: ignore[attr-defined]
+    network.to("meta")
+    packed = [module for module in network.modules() if isinstance(module, Packed)]
+    assert {module.unpack(torch.float32).device.type for module in packed} == {"meta"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
