@@ -95,9 +95,8 @@ class Checkpoint:
         if not shapes:
             return self
         entries = {entry.name: entry for entry in self._entries.values()}
-        converted = shared_tensors(
-            path, shapes, dtype, lambda name: self._weights.load(entries[name], None, dtype), progress
-        )
+        source = self._weights.mapped_again()
+        converted = shared_tensors(path, shapes, dtype, lambda name: source.load(entries[name], None, dtype), progress)
         return Checkpoint(ConvertedWeights(self._weights, converted.tensors), self._entries, self.metadata)
 
     def without(self, names: Collection[str]) -> Checkpoint:

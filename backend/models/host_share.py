@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import hashlib
 import json
@@ -62,6 +63,7 @@ def shared_tensors(
                 _check_room(path.parent, sum(map(math.prod, shapes.values())) * dtype.itemsize)
                 checksum_file.write_text(_write(temporary, shapes, dtype, make, progress))
                 temporary.replace(path)
+                _give_memory_back()
             except OSError as error:
                 log.warning(
                     "each rank keeps its own copy of what was computed: it cannot be shared (%s)", error.strerror
@@ -89,6 +91,13 @@ def _locked(path: Path, while_waiting: Callable[[], None]) -> Iterator[None]:
                 while_waiting()
                 time.sleep(_WAIT_S)
         yield
+
+
+def _give_memory_back() -> None:
+    """The C library keeps what large temporaries took, for the next ones; here there are no next ones."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # glibc
+        trim(ctypes.c_size_t(0))
 
 
 def _check_room(folder: Path, needed_bytes: int) -> None:

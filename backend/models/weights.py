@@ -43,6 +43,9 @@ class Weights(Protocol):
     def packed(self, entry: Entry) -> Packed | None:
         """A matrix as the file stores it, as views of its pages; None where it is stored as plain numbers of at least 16 bits."""
 
+    def mapped_again(self) -> Weights:
+        """The same in a mapping of its own: the pages that are read through it leave the process with it."""
+
 
 def open_weights(path: Path) -> Weights:
     """Map a checkpoint's file or files. Raises ``BadCheckpoint``."""
@@ -68,6 +71,9 @@ class SafetensorsWeights:
         if entry.kind in FP8.values():
             return self._scaled_fp8(entry)
         return self._layout(entry) if entry.kind in FORMATS else None
+
+    def mapped_again(self) -> Weights:
+        return SafetensorsWeights(self._holder)
 
     def _raw(self, name: str) -> Tensor:
         tensor: Tensor = self._files[self._holder[name]].get_tensor(name)
@@ -103,6 +109,7 @@ class GgufWeights:
     """A mapped GGUF file."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._begins = {tensor.entry.name: tensor.begin for tensor in read_gguf(path).tensors}
         # Copy on write, so that torch may see the pages as tensors; nobody writes.
         self._bytes = torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="c"))
@@ -117,6 +124,9 @@ class GgufWeights:
         if entry.kind in KINDS:
             return None
         return PackedGguf(self._raw(entry).reshape(entry.shape[0], -1), entry.kind)
+
+    def mapped_again(self) -> Weights:
+        return GgufWeights(self._path)
 
     def _raw(self, entry: Entry) -> Tensor:
         begin = self._begins[entry.name]
@@ -136,6 +146,9 @@ class ConvertedWeights:
 
     def packed(self, entry: Entry) -> Packed | None:
         return self._weights.packed(entry)
+
+    def mapped_again(self) -> Weights:
+        return ConvertedWeights(self._weights.mapped_again(), self._converted)
 
 
 def _shape(entry: Entry, rows: Rows | None) -> tuple[int, ...]:
