@@ -186,5 +186,5 @@ def unsupported(found: str) -> UnsupportedFamily:
     """For a file that ComfyUI runs and we do not."""
     names = ", ".join(family.name for family in FAMILIES)
     return UnsupportedFamily(
-        f"Load this file with ComfyUI's own loader: it is a {found} model, and Tutti runs {names} so far."
+        f"Load this file with ComfyUI's own loader: its family is {found}, and Tutti runs {names} so far."
     )

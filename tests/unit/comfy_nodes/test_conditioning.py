@@ -84,7 +84,7 @@ def test_a_copy_does_not_follow_a_change_in_place() -> None:
 
 def test_a_file_of_a_family_that_we_do_not_run_is_refused_with_what_to_do() -> None:
     chroma = type("Chroma", (), {"__module__": "comfy.supported_models"})
-    with pytest.raises(UnsupportedFamily, match="Load this file with ComfyUI's own loader: it is a Chroma model"):
+    with pytest.raises(UnsupportedFamily, match="Load this file with ComfyUI's own loader: its family is Chroma"):
         family_of(chroma)
 
 
