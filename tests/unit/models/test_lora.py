@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from tutti.backend.errors import BadCheckpoint
 from tutti.backend.models.checkpoint import open_checkpoint
 from tutti.backend.models.families.flux import Flux, FluxGeometry
@@ -18,6 +19,7 @@ from tutti.backend.models.host_share import Shared, shared_tensors
 from tutti.backend.models.lora.adapters import Adapter, Patch, patched
 from tutti.backend.models.lora.read import Target, read_lora, targets_of
 from tutti.backend.models.lora.variant import OriginalWeights, Variant, merged_weights
+from tutti.backend.models.lora.variants import NONE, Lora
 from tutti.backend.models.registry import load_model
 
 from tests.support import loras, quantised
@@ -112,6 +114,45 @@ def test_what_is_taken_out_leaves_the_very_same_weights(
     assert {name: id(parameter) for name, parameter in network.named_parameters()} == {
         name: id(parameter) for name, parameter in parameters.items()
     }, "the same parameters: nothing compiled is compiled again"
+
+
+@pytest.mark.parametrize(("stored", "graphs"), [("plain", 1), ("packed", 2)])
+def test_a_swap_compiles_nothing_anew(stored: str, graphs: int, tmp_path: Path) -> None:
+    """A packed weight has a graph of its own, with the unpacking in it; from the first LoRA on both are there."""
+    path = tmp_path / "tiny.safetensors"
+    write_tiny_flux(path, hidden=256, depth=1, depth_single=1)
+    if stored == "packed":
+        save_file(quantised.old_scaled_fp8(load_file(path))[0], tmp_path / "fp8.safetensors")
+        path = tmp_path / "fp8.safetensors"
+    save_file(loras.formats(GEOMETRY)["kohya"], tmp_path / "lora.safetensors")
+    model = load_model(path, dtype=torch.float32, device=CPU, progress=lambda _: None)
+    variants = model.variants
+    assert variants is not None
+    block = model.adapter.network.transformer_blocks[0]  # type: ignore[attr-defined]
+    x = torch.randn(1, 256)
+
+    def layers(x: Tensor) -> Tensor:
+        queries: Tensor = block.attn.to_q(x)
+        return block.ff(queries) + queries
+
+    counter = CompileCounter()
+    compiled = torch.compile(layers, backend=counter, fullgraph=True)
+    keys = [
+        variants.prepare(
+            [Lora(path=str(tmp_path / "lora.safetensors"), fingerprint="1", strength=strength)],
+            identity="x",
+            folder=tmp_path / "variants",
+        )
+        for strength in (1.0, -0.5)
+    ]
+    outputs = {}
+    for key in (NONE, *keys, NONE, *keys):
+        variants.switch(key)
+        outputs[key] = compiled(x)
+        assert torch.equal(outputs[key], layers(x))
+    assert counter.frame_count == graphs
+    assert not torch.equal(outputs[keys[0]], outputs[keys[1]]), "the control: the swap changes something"
+    variants.close()
 
 
 def test_a_file_in_diffusers_naming_has_the_same_original_weights(tmp_path: Path) -> None:
