@@ -56,6 +56,13 @@ class ResidentModel:
         self.variants = variants
         """Its LoRA sets; None for a model that has no weights to change."""
 
+    @property
+    def held_bytes(self) -> int:
+        """Its weights, and on a GPU also those that LoRAs put beside them; on the CPU those are pages of a file."""
+        if self.variants is None or self.device.type == "cpu":
+            return self.size_bytes
+        return self.size_bytes + self.variants.size_bytes(self.variants.current)
+
     def bind(self, mesh: SequenceMesh) -> None:
         """Run on this mesh from now on. Cheap; nothing happens when it is the current one."""
         self.adapter.bind(mesh)

@@ -112,13 +112,13 @@ class ResidentModels:
 
     def _drop_old(self, *, wanted_bytes: int, keep: int) -> None:
         """Drop the models that were used longest ago, all but ``keep``, until ``wanted_bytes`` more fit into the budget."""
-        used = sum(model.size_bytes for _, model in self._models.values())
+        used = sum(model.held_bytes for _, model in self._models.values())
         oldest_first = list(self._models.items())
         dropped = []
         for key, (_, model) in oldest_first[: len(oldest_first) - keep]:
             if used + wanted_bytes <= self._budget_bytes:
                 break
-            used -= model.size_bytes
+            used -= model.held_bytes
             dropped.append(key)
         self._drop(dropped)
 
