@@ -125,7 +125,10 @@ def test_a_text_width_that_does_not_fit_is_refused(comfy: ComfyServer) -> None:
             "Load this file with ComfyUI's own loader: its family is AuraFlow",
         ),
         ({"unet_name": "no-model.safetensors"}, "Choose a diffusion model file"),
-        ({"unet_name": "quantised.safetensors"}, "Choose a checkpoint in another format: img_in.weight is stored as 'int3'"),
+        (
+            {"unet_name": "quantised.safetensors"},
+            "Choose a checkpoint in another format: img_in.weight is stored as 'int3'",
+        ),
         ({"unet_name": "cut-off.safetensors"}, ""),
         ({"unet_name": "damaged.safetensors"}, "Use a safetensors file"),
         ({"plan": "ulysses=3,ring=1"}, "Choose a plan for 2 rank"),

@@ -70,7 +70,9 @@ def write_calls(calls: Mapping[str, DrawnCall], folder: Path) -> None:
     for name, call in calls.items():
         parts = {"x": call.x, "timestep": call.timestep, **call.conditioning}
         # Calls may share tensors, which a file of tensors may not.
-        tensors |= {f"{name}/{part}": tensor.clone(memory_format=torch.contiguous_format) for part, tensor in parts.items()}
+        tensors |= {
+            f"{name}/{part}": tensor.clone(memory_format=torch.contiguous_format) for part, tensor in parts.items()
+        }
     save_file(tensors, folder / "inputs.safetensors")
     (folder / "options.json").write_text(json.dumps({name: dict(call.options) for name, call in calls.items()}))
 
