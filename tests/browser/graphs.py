@@ -1,124 +1,10 @@
-"""The families' workflows as data: groups of nodes, column by column, each node with its widgets' values and where its inputs come from."""
+"""The families' workflows as data, one each: ComfyUI's usual graph of the family with our loader in the place of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
-Values = Sequence[Any]
-SIZES: Final[Mapping[str, tuple[int, int]]] = {
-    "MarkdownNote": (380, 420),
-    "TuttiLoadDiffusionModel": (340, 130),
-    "CLIPLoader": (340, 118),
-    "DualCLIPLoader": (340, 142),
-    "TripleCLIPLoader": (340, 118),
-    "VAELoader": (340, 62),
-    "CheckpointLoaderSimple": (340, 98),
-    "LoadImage": (340, 330),
-    "CLIPTextEncode": (420, 220),
-    "TextEncodeQwenImageEditPlus": (420, 260),
-    "KSampler": (400, 640),
-    "KSamplerAdvanced": (400, 560),
-    "SamplerCustom": (400, 520),
-    "SamplerCustomAdvanced": (400, 420),
-    "SaveImage": (620, 904),
-    "SaveVideo": (620, 904),
-}
-"""Of nodes that need more room than their sockets."""
-_ROW: Final = 28
-
-
-@dataclass(frozen=True, kw_only=True)
-class Node:
-    """One node. ``inputs``: its name -> the key of the node it comes from, with ``.1`` behind it for that one's second output."""
-
-    key: str
-    type: str
-    values: Values = ()
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    title: str = ""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height on the canvas."""
-        return SIZES.get(self.type, (420, 34 + _ROW * max(1, len(self.values) + len(self.inputs) - 1)))
-
-
-@dataclass(frozen=True)
-class Group:
-    """Nodes below one another; without a title there is no frame around them."""
-
-    title: str
-    nodes: tuple[Node, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Graph:
-    """A workflow file."""
-
-    name: str
-    columns: tuple[tuple[Group, ...], ...]
-
-
-def node(key: str, type: str, *values: Any, title: str = "", **inputs: str) -> Node:
-    """A node in one line."""
-    return Node(key=key, type=type, values=values, inputs=inputs, title=title)
-
-
-def read_me(heading: str, files: str, *more: str) -> Group:
-    """The note at the top left: what to download where, and what to know. ``files`` is a tree below ``models/``."""
-    tree = "\n".join(f"  {line}" for line in files.split())
-    parts = [
-        f"## {heading} on all your GPUs",
-        "One node differs from ComfyUI's own workflow: **Tutti Load Diffusion Model**. Every other node is stock.",
-        f"**Models**\n\n```\nmodels/\n{tree}\n```",
-        *more,
-        "**Once:** in the pack's folder, run\n\n```\npython install.py backend\n```\n\nAfter that the loader starts the daemon by itself.",
-    ]
-    note = Node(key="note", type="MarkdownNote", values=("\n\n".join(parts) + "\n",), title="Read me")
-    return Group("", (note,))
-
-
-def loader(file: str, key: str = "model", title: str = "") -> Node:
-    """Ours."""
-    return node(key, "TuttiLoadDiffusionModel", file, "default", "auto", title=title)
-
-
-def text(key: str, words: str, title: str = "Prompt") -> Node:
-    """A prompt of the text encoder ``clip``."""
-    return node(key, "CLIPTextEncode", words, title=title, clip="clip")
-
-
-def ksampler(
-    steps: int, cfg: float, sampler: str, *, model: str = "model", latent: str = "size", negative: str = "negative"
-) -> Node:
-    """The usual sampler."""
-    return node(
-        "sample", "KSampler", 7, "randomize", steps, cfg, sampler, "simple", 1,
-        model=model, positive="positive", negative=negative, latent_image=latent,
-    )  # fmt: skip
-
-
-def decode(vae: str = "vae") -> Node:
-    """Latent to pictures."""
-    return node("decode", "VAEDecode", samples="sample", vae=vae)
-
-
-def picture(prefix: str, number: int = 5) -> Group:
-    """Save what came out."""
-    return Group(f"{number} \u00b7 Picture", (node("save", "SaveImage", f"tutti/{prefix}", images="decode"),))
-
-
-def video(prefix: str) -> Group:
-    """Save what came out as a film."""
-    return Group("5 \u00b7 Video", (node("save", "SaveVideo", f"tutti/{prefix}", "auto", "auto", video="film"),))
-
-
-def film(frames_per_second: float) -> Node:
-    """Pictures to a film."""
-    return node("film", "CreateVideo", frames_per_second, 8, images="decode")
-
+from tests.browser.graph_parts import Graph, Group, decode, ksampler, loader, node, picture, read_me, text, video
 
 UGLY: Final = "blurry, low quality, distorted, watermark, static, overexposed"
 
@@ -152,7 +38,7 @@ WAN_22: Final = Graph(
                 ),
             ),
             Group("3 \u00b7 Size", (node("size", "EmptyHunyuanLatentVideo", 832, 480, 81, 1),)),
-            Group("Shift", (node("high_shift", "ModelSamplingSD3", 8, model="high"), node("low_shift", "ModelSamplingSD3", 8, model="low"))),
+            Group("Shift", (node("high_shift", "ModelSamplingSD3", 8, title="High noise", model="high"), node("low_shift", "ModelSamplingSD3", 8, title="Low noise", model="low"))),
         ),
         (
             Group(
@@ -167,11 +53,10 @@ WAN_22: Final = Graph(
                         model="low_shift", positive="positive", negative="negative", latent_image="first", title="Low noise",
                     ),
                     decode(),
-                    film(16),
                 ),
             ),
         ),
-        (video("wan2.2"),),
+        (video("wan2.2", 16),),
     ),
 )  # fmt: skip
 
@@ -342,6 +227,7 @@ FLUX2: Final = Graph(
                 ),
             ),
             Group("3 \u00b7 Size", (node("size", "EmptyFlux2LatentImage", 1024, 1024, 1),)),
+            Group("Steps", (node("sampler", "KSamplerSelect", "euler"), node("sigmas", "Flux2Scheduler", 20, 1024, 1024))),
         ),
         (
             Group(
@@ -349,8 +235,6 @@ FLUX2: Final = Graph(
                 (
                     node("noise", "RandomNoise", 7, "randomize"),
                     node("guider", "BasicGuider", model="model", conditioning="guidance"),
-                    node("sampler", "KSamplerSelect", "euler"),
-                    node("sigmas", "Flux2Scheduler", 20, 1024, 1024),
                     node(
                         "sample", "SamplerCustomAdvanced",
                         noise="noise", guider="guider", sampler="sampler", sigmas="sigmas", latent_image="size",
@@ -371,7 +255,7 @@ SD35: Final = Graph(
                 "Stable Diffusion 3.5, text to image,",
                 "checkpoints/sd3.5_large.safetensors diffusion_models/sd3.5_large.safetensors text_encoders/clip_g.safetensors "
                 "text_encoders/clip_l.safetensors text_encoders/t5xxl_fp16.safetensors",
-                "The published file holds the diffusion model and the VAE: put it into `checkpoints`, and a link to it into `diffusion_models`. "
+                "The published file holds the diffusion model and the VAE: put it into *checkpoints*, and a link to it into *diffusion_models*. "
                 "*Load Checkpoint* gives the VAE only.",
             ),
             Group(
@@ -439,6 +323,7 @@ HUNYUAN_VIDEO: Final = Graph(
                 ),
             ),
             Group("3 \u00b7 Size", (node("size", "EmptyHunyuanLatentVideo", 848, 480, 73, 1),)),
+            Group("Steps", (node("sampler", "KSamplerSelect", "euler"), node("sigmas", "BasicScheduler", "simple", 20, 1, model="shift"))),
         ),
         (
             Group(
@@ -447,18 +332,15 @@ HUNYUAN_VIDEO: Final = Graph(
                     node("shift", "ModelSamplingSD3", 7, model="model"),
                     node("noise", "RandomNoise", 7, "randomize"),
                     node("guider", "BasicGuider", model="shift", conditioning="guidance"),
-                    node("sampler", "KSamplerSelect", "euler"),
-                    node("sigmas", "BasicScheduler", "simple", 20, 1, model="shift"),
                     node(
                         "sample", "SamplerCustomAdvanced",
                         noise="noise", guider="guider", sampler="sampler", sigmas="sigmas", latent_image="size",
                     ),
                     node("decode", "VAEDecodeTiled", 256, 64, 64, 8, samples="sample", vae="vae"),
-                    film(24),
                 ),
             ),
         ),
-        (video("hunyuan_video"),),
+        (video("hunyuan_video", 24),),
     ),
 )  # fmt: skip
 
@@ -469,7 +351,7 @@ LTX_VIDEO: Final = Graph(
             read_me(
                 "LTX-Video, text to video,",
                 "checkpoints/ltx-video-2b-v0.9.5.safetensors diffusion_models/ltx-video-2b-v0.9.5.safetensors text_encoders/t5xxl_fp16.safetensors",
-                "The published file holds the diffusion model and the VAE: put it into `checkpoints`, and a link to it into `diffusion_models`. "
+                "The published file holds the diffusion model and the VAE: put it into *checkpoints*, and a link to it into *diffusion_models*. "
                 "*Load Checkpoint* gives the VAE only.",
             ),
             Group(
@@ -503,11 +385,10 @@ LTX_VIDEO: Final = Graph(
                         model="model", positive="both", negative="both.1", sampler="sampler", sigmas="sigmas", latent_image="size",
                     ),
                     decode("all.2"),
-                    film(25),
                 ),
             ),
         ),
-        (video("ltx_video"),),
+        (video("ltx_video", 25),),
     ),
 )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
     python -m tests.browser.write_workflows
 
-What a graph is made of stands in :mod:`tests.browser.graphs`; names, order and types of inputs come from a running ComfyUI, so that a file
+The graphs stand in :mod:`tests.browser.graphs`; names, order and types of inputs come from a running ComfyUI, so that a file
 never names a socket that is not there. Draw the thumbnails afterwards (``draw_pictures``).
 """
 
@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tests.browser.graphs import GRAPHS, Graph, Group, Node
+from tests.browser.graph_parts import GROWING, Graph, Group, Node
+from tests.browser.graphs import GRAPHS
 from tests.browser.scene import serve
 from tests.support import daemon
 from tests.support.comfyui import REPOSITORY
@@ -29,6 +30,8 @@ COLUMN_GAP: Final = 40
 MARGIN: Final = 20
 HEADING: Final = 74
 """From a group's upper edge to its first node."""
+TITLE_BAR: Final = 30
+"""Of a node, above the position that a file gives for it."""
 BLUE: Final = "#3f789e"
 COLOURS: Final = {
     "TuttiLoadDiffusionModel": ("#223", "#335"),
@@ -60,7 +63,7 @@ def inputs_of(info: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, 
             yield name, kind, declared[1] if len(declared) > 1 else {}
 
 
-def node_json(node: Node, number: int, place: tuple[int, int], known: Nodes) -> dict[str, Any]:
+def node_json(node: Node, number: int, place: tuple[int, int], size: tuple[int, int], known: Nodes) -> dict[str, Any]:
     """A node without its links."""
     info = known.get(node.type, {"input": {}, "output": []})
     sockets = [
@@ -72,7 +75,7 @@ def node_json(node: Node, number: int, place: tuple[int, int], known: Nodes) -> 
         "id": number,
         "type": node.type,
         "pos": list(place),
-        "size": list(node.size),
+        "size": list(size),
         "flags": {},
         "order": number - 1,
         "mode": 0,
@@ -100,12 +103,12 @@ def _required(info: Mapping[str, Any]) -> Mapping[str, Any]:
 def workflow_of(graph: Graph, known: Nodes) -> dict[str, Any]:
     """The file's content."""
     written, numbers = Written(), {}
-    left = 0
+    left, bottom = 0, max(_height(column) for column in graph.columns)
     for column in graph.columns:
-        top, width = 0, max(node.size[0] for group in column for node in group.nodes)
+        top, sizes = 0, _sizes(column, bottom)
         for group in column:
-            top = _place_group(group, (left, top), width, written, numbers, known)
-        left += width + 2 * MARGIN + COLUMN_GAP
+            top = _place_group(group, (left, top), sizes, written, numbers, known)
+        left += _width(column) + COLUMN_GAP
     for column in graph.columns:
         for group in column:
             for node in group.nodes:
@@ -124,17 +127,56 @@ def workflow_of(graph: Graph, known: Nodes) -> dict[str, Any]:
     }
 
 
+def _height(column: Sequence[Group]) -> int:
+    """Of a column whose nodes are as small as they may be."""
+    groups = [_edges(group) + sum(node.size[1] + GAP for node in group.nodes) - GAP for group in column]
+    return sum(groups) + MARGIN * (len(groups) - 1)
+
+
+def _edges(group: Group) -> int:
+    """Height of what is above and below a group's nodes."""
+    return HEADING + MARGIN if group.title else TITLE_BAR
+
+
+def _width(column: Sequence[Group]) -> int:
+    """Of a column, frames included."""
+    return max(node.size[0] for group in column for node in group.nodes) + 2 * MARGIN
+
+
+def _sizes(column: Sequence[Group], bottom: int) -> dict[str, tuple[int, int]]:
+    """Key -> width and height of every node: all as wide as the column allows, and so high that the column ends at `bottom`."""
+    growing = [node.key for group in column for node in group.nodes if node.type in GROWING]
+    share, rest = divmod(bottom - _height(column), len(growing))
+    growth = dict.fromkeys(growing, share) | {growing[-1]: share + rest}
+    return {
+        node.key: (_width(column) - 2 * _inset(group), node.size[1] + growth.get(node.key, 0))
+        for group in column
+        for node in group.nodes
+    }
+
+
+def _inset(group: Group) -> int:
+    """From the column's edge to the group's nodes."""
+    return MARGIN if group.title else 0
+
+
 def _place_group(
-    group: Group, corner: tuple[int, int], width: int, written: Written, numbers: dict[str, int], known: Nodes
+    group: Group,
+    corner: tuple[int, int],
+    sizes: Mapping[str, tuple[int, int]],
+    written: Written,
+    numbers: dict[str, int],
+    known: Nodes,
 ) -> int:
     """Put a group's nodes below one another; returns where the next group of its column begins."""
     left, top = corner
-    y = top + (HEADING if group.title else 30)
+    inset, y = _inset(group), top + (HEADING if group.title else TITLE_BAR)
     for node in group.nodes:
+        width, height = sizes[node.key]
         numbers[node.key] = len(written.nodes) + 1
-        written.nodes.append(node_json(node, numbers[node.key], (left + MARGIN, y), known))
-        y += node.size[1] + GAP
-    bottom = y - GAP + MARGIN
+        written.nodes.append(node_json(node, numbers[node.key], (left + inset, y), (width, height), known))
+        y += height + GAP
+    bottom = y - GAP + inset
     if group.title:
         box = [left, top, width + 2 * MARGIN, bottom - top]
         written.groups.append(
