@@ -253,7 +253,7 @@ def build(
     model = _weightless(config, state_dict, family)
     remote = Remote(session, family, on, dtype)
     model.diffusion_model = RemoteNetwork(
-        remote, config.unet_config, model, state_dict, _parts(config, state_dict, family)
+        remote, config.unet_config, model, _as_loaded(config, state_dict), _parts(config, state_dict, family)
     )
     patcher = RemotePatcher(
         model,
@@ -281,6 +281,15 @@ def _detect(checkpoint: Checkpoint) -> tuple[Any, dict[str, torch.Tensor], int]:
     if config is None:
         raise BadCheckpoint("Choose a diffusion model file: ComfyUI does not recognise the architecture of this one.")
     return config, state_dict, parameters
+
+
+def _as_loaded(config: Any, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors under the names that ComfyUI's own network would have after loading them: LoRA loaders know no others.
+
+    Published files spell some differently, and a loader that finds nothing leaves the LoRA out with no more than a line in the log.
+    """
+    loaded: dict[str, torch.Tensor] = config.process_unet_state_dict(dict(state_dict))
+    return loaded
 
 
 def _weightless(config: Any, state_dict: dict[str, torch.Tensor], family: Family) -> Any:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Final
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from tutti.backend.models.families.flux import Flux, FluxGeometry
+from tutti.backend.models.family import Family
 from tutti.backend.models.lora.variants import NONE, Lora
 from tutti.backend.models.registry import load_model
 from tutti.backend.models.tiny import write_tiny
 
 from tests.support import loras
 from tests.support.families import ROWS
+from tests.support.family_parity import FamilyRow
+from tests.support.flux_calls import FluxCall
 from tests.support.meshes import single_rank_mesh
 from tests.support.parity import FP32_TOLERANCE, relative_error
 from tests.support.stock import StockFile, needs_comfyui, stock_runs
@@ -21,15 +27,34 @@ from tests.support.stock import StockFile, needs_comfyui, stock_runs
 pytestmark = [needs_comfyui, pytest.mark.comfy, pytest.mark.timeout(300)]
 
 STRENGTH = -0.7
+FLUX: Final = FamilyRow(
+    name="text to image",
+    geometry=FluxGeometry(
+        hidden=256, depth=1, depth_single=1, in_channels=16, out_channels=16, context_dim=64, pooled_dim=32, guidance=True
+    ),
+    calls={"even": FluxCall().drawn()},
+)  # fmt: skip
+FAMILIES: Final[Mapping[str, tuple[Family[Any], FamilyRow]]] = {
+    "flux": (Flux(), FLUX),
+    **{name: (family, row) for name, (family, (row, *_)) in ROWS.items()},
+}
+CASES: Final = [
+    *((name, False) for name in FAMILIES),
+    *((name, True) for name, (family, _) in FAMILIES.items() if family.spellings),
+]
+"""Family, and whether the checkpoint has the published names where ComfyUI has others."""
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_a_lora_gives_what_comfyuis_own_loader_gives(name: str, tmp_path: Path) -> None:
-    family, (row, *_) = ROWS[name]
+@pytest.mark.parametrize(
+    ("name", "published"), CASES, ids=[f"{name}, published names" if published else name for name, published in CASES]
+)
+def test_a_lora_gives_what_comfyuis_own_loader_gives(name: str, published: bool, tmp_path: Path) -> None:
+    family, row = FAMILIES[name]
     checkpoint, lora = tmp_path / "tiny.safetensors", tmp_path / "lora.safetensors"
-    write_tiny(checkpoint, family, row.geometry, metadata=row.metadata)
+    write_tiny(checkpoint, family, row.geometry, respell=published, metadata=row.metadata)
     layers = loras.shapes(row.geometry, original=True, family=family)
     tensors = loras.lora(layers, "diffusion_model.{}".format, "lora_up.weight", "lora_down.weight", alpha=2.0)
+    tensors |= loras.norm_diffs(row.geometry, family)
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, lora)
     call = next(iter(row.calls.values()))
     files = [

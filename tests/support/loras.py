@@ -31,6 +31,19 @@ def shapes(geometry: Any, *, original: bool, family: Family[Any] | None = None) 
     return found
 
 
+def norm_diffs(geometry: Any, family: Family[Any] | None = None) -> Tensors:
+    """A difference for every norm of a query or a key, which published files often call otherwise than ComfyUI does."""
+    family = family or Flux()
+    generator = torch.Generator().manual_seed(5)
+    found: Tensors = {}
+    for name, tensor in family.empty_network(geometry).state_dict().items():
+        source = family.key_map(geometry).source(name).name if family.original_marks else name
+        if tensor.ndim == 1 and source.endswith("_norm.weight"):
+            diff = 0.1 * torch.randn(tensor.shape, generator=generator)
+            found[f"diffusion_model.{source.removesuffix('.weight')}.diff"] = diff
+    return found
+
+
 def lora(
     layers: Mapping[str, tuple[int, int]], name: Callable[[str], str], up: str, down: str, *, alpha: float | None
 ) -> Tensors:
