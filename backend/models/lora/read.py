@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -41,6 +41,8 @@ _SHARED: Final = {".alpha": "alpha", ".dora_scale": "dora_scale"}
 _NEEDED: Final = {"lora": ("up", "down"), "loha": ("w1_a", "w1_b", "w2_a", "w2_b"), "lokr": ()}
 _FACTORS: Final = (("w1", ("w1_a", "w1_b")), ("w2", ("w2_a", "w2_b")))
 """Of a LoKr: each is there as it is, or as two."""
+_FUSED_WITH_MLP: Final = ".linear1"
+"""How the name of a layer ends that makes query, key and value, and behind them the MLP's first half; FLUX's own trainers also name the three."""
 _TEXT_ENCODERS: Final = ("lora_te", "text_encoder", "te1_", "te2_", "lycoris_te")
 _NAMED: Final = 6
 _ROWS: Final = re.compile(r"(\d{1,9}):(\d{1,9})\]")
@@ -60,7 +62,8 @@ class Target:
 def targets_of(family: Family[Any], geometry: Any) -> dict[str, Target]:
     """Every name that trainers give to a layer of this network -> the layer.
 
-    kohya: ``lora_unet_`` and the original name with underscores. ComfyUI and the authors: ``diffusion_model.`` and the original name.
+    kohya: ``lora_unet_`` (Wan Fun: ``lora_unet__``) and the original name with underscores. ComfyUI and the authors: ``diffusion_model.`` and
+    the original name; diffusion-pipe: the same, or with ``transformer.``. An original name is ComfyUI's or that of published checkpoints.
     diffusers and PEFT: ``transformer.`` (or nothing, or ``base_model.model.``) and diffusers' name; OneTrainer and SimpleTuner: the same with
     underscores behind ``lora_transformer_`` and ``lycoris_``.
     """
@@ -76,10 +79,33 @@ def targets_of(family: Family[Any], geometry: Any) -> dict[str, Target]:
             targets[f"{prefix}{ours}"] = part
         for prefix in ("lora_transformer_", "lycoris_", "lora_unet_"):
             targets[f"{prefix}{ours.replace('.', '_')}"] = part
-        whole = Target(layer=original)
-        targets[f"diffusion_model.{original}"] = whole
-        targets[f"lora_unet_{original.replace('.', '_')}"] = whole
+        _add_original(targets, original, family, geometry)
     return targets
+
+
+def _add_original(targets: dict[str, Target], original: str, family: Family[Any], geometry: Any) -> None:
+    whole = Target(layer=original)
+    targets[f"diffusion_model.{original}"] = whole
+    targets[f"lora_unet_{original.replace('.', '_')}"] = whole
+    # What follows never takes the place of a name that already leads somewhere.
+    for name in _spellings(original, family):
+        for prefix in ("diffusion_model.", "transformer."):
+            targets.setdefault(f"{prefix}{name}", whole)
+        for prefix in ("lora_unet_", "lora_unet__"):
+            targets.setdefault(f"{prefix}{name.replace('.', '_')}", whole)
+    if original.endswith(_FUSED_WITH_MLP):
+        queries_keys_values = Target(layer=original, rows=(0, 3 * geometry.hidden))
+        targets.setdefault(f"diffusion_model.{original}_qkv", queries_keys_values)
+
+
+def _spellings(original: str, family: Family[Any]) -> Iterator[str]:
+    """A layer's original name in ComfyUI's spelling, and in that of published checkpoints where it is another."""
+    yield original
+    weight = f"{original}.weight"
+    for usual, other in family.spellings.items():
+        if weight.endswith(usual):  # of several ends that fit, the first is the right one
+            yield f"{weight.removesuffix(usual)}{other}".rpartition(".")[0]
+            return
 
 
 def read_lora(tensors: Mapping[str, Tensor], targets: Mapping[str, Target], *, strength: float) -> list[Patch]:
