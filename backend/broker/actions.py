@@ -135,5 +135,5 @@ class Drained:
 
 Action = (
     Persist | SendClient | ForwardClient | ForwardPreview | EndPreviews | ForgetClient | SendRanks | DescribeModel | StorePiece
-    | Digest     | RestartGroup | Drained
+    | Digest | RestartGroup | Drained
 )  # fmt: skip

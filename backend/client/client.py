@@ -57,7 +57,6 @@ SILENCE_S: Final = 10.0
 PING_S: Final = 2.0
 CANCEL_S: Final = 5.0
 """How long an interrupted job is waited for before the socket is given up."""
-"""What is sent of a file at a time."""
 _NO_ID: Final = "0" * 32
 
 

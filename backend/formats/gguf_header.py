@@ -130,6 +130,8 @@ def _read(reader: _Reader, data: mmap.mmap) -> GgufFile:
         )
     kept = dict(_entry(reader) for _ in range(entry_count))
     described = [_tensor(reader) for _ in range(tensor_count)]
+    if len({name for name, *_ in described}) < tensor_count:
+        raise BadCheckpoint("Convert the checkpoint again: it names a tensor twice.")
     alignment = kept.get(_ALIGNMENT_KEY) or 32
     if type(alignment) is not int or not 8 <= alignment <= 2**20 or alignment % 8:
         raise BadCheckpoint(_DAMAGED)

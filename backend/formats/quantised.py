@@ -11,6 +11,7 @@ compute in the compute dtype, so they are known and not used.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -27,6 +28,18 @@ FORMATS: Final[Mapping[str, tuple[str, ...]]] = {
     "nvfp4": ("weight_scale", "weight_scale_2"),
 }
 """Format -> the scales that it needs."""
+_STORED_AS: Final[Mapping[str, tuple[str, ...]]] = {
+    # Format -> what safetensors calls the packed values.
+    "float8_e4m3fn": ("F8_E4M3",),
+    "float8_e5m2": ("F8_E5M2",),
+    "int8_tensorwise": ("I8",),
+    "mxfp8": ("F8_E4M3",),
+    "nvfp4": ("U8",),
+}
+_BLOCKS: Final = {"mxfp8": 32, "nvfp4": 16}
+"""Format -> values that share a scale. Scales lie in tiles of 128 rows and 4 columns, the last ones filled up."""
+_TURNED_IN: Final = (16, 64, 256)
+"""Sizes of ConvRot's groups that comfy-kitchen knows."""
 _PACKED_TWO: Final = frozenset({"nvfp4"})
 """Two values in a byte."""
 _CONFIG: Final = ".comfy_quant"
@@ -115,7 +128,12 @@ def _entry(name: str, tensor: RawTensor, config: Mapping[str, Any] | None, tenso
     scales = {scale: _scale_name(layer, scale, tensors) for scale in FORMATS[kind]}
     if missing := [scale for scale, found in scales.items() if found not in tensors]:
         raise BadCheckpoint(f"Download the checkpoint again: {layer}.{missing[0]} of a quantised weight is missing.")
+    if tensor.kind not in _STORED_AS[kind] or len(tensor.shape) != 2:
+        raise BadCheckpoint(f"Download the checkpoint again: {name} is no matrix of {kind}, which it is said to be.")
     shape = (*tensor.shape[:-1], tensor.shape[-1] * 2) if kind in _PACKED_TWO else tensor.shape
+    for scale, found in scales.items():
+        if math.prod(tensors[found].shape) not in _scale_sizes(kind, scale, shape):
+            raise BadCheckpoint(f"Download the checkpoint again: {found} is of another size than its weight asks for.")
     stored = (tensor, *(tensors[scale] for scale in scales.values()))
     return Entry(
         name=name,
@@ -123,7 +141,7 @@ def _entry(name: str, tensor: RawTensor, config: Mapping[str, Any] | None, tenso
         shape=shape,
         stored_bytes=sum(part.size_bytes for part in stored),
         scales=scales,
-        settings=_settings(config),
+        settings=_settings(config, shape[1]),
     )
 
 
@@ -132,12 +150,22 @@ def _scale_name(layer: str, scale: str, tensors: Mapping[str, RawTensor]) -> str
     return older if scale == "weight_scale" and older in tensors else f"{layer}.{scale}"
 
 
-def _settings(config: Mapping[str, Any]) -> dict[str, int | bool]:
+def _scale_sizes(kind: str, scale: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """How many numbers a scale may have."""
+    rows, columns = shape
+    if kind not in _BLOCKS:
+        return 1, rows
+    if scale == "weight_scale_2":
+        return (1,)
+    return (-(-rows // 128) * 128 * (-(-columns // _BLOCKS[kind] // 4) * 4),)
+
+
+def _settings(config: Mapping[str, Any], columns: int) -> dict[str, int | bool]:
     params = config.get("params")
     said = {**(params if isinstance(params, dict) else {}), **config}
     if not said.get("convrot"):
         return {}
     size = said.get("convrot_groupsize", 256)
-    if type(size) is not int or size < 1:
+    if size not in _TURNED_IN or columns % size:
         raise BadCheckpoint("Download the checkpoint again: what it says about its quantised weights is not readable.")
     return {"convrot": True, "convrot_groupsize": size}

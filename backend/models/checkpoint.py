@@ -73,6 +73,11 @@ class Checkpoint:
         """A tensor, or some rows of it, on the CPU: a view of the mapped file where nothing has to be computed."""
         return self._weights.load(self._entries[name], rows, dtype)
 
+    def load_copy(self, name: str) -> Tensor:
+        """A tensor as float32, in memory of its own."""
+        tensor = self.load(name, None, torch.float32)
+        return tensor.clone() if self._entries[name].kind == "F32" else tensor
+
     def packed(self, name: str) -> Packed | None:
         """A matrix as the file stores it; None where it is stored as plain numbers."""
         return self._weights.packed(self._entries[name])
@@ -144,8 +149,9 @@ def assemble(
     for name, source in sources.items():
         layer = name.removesuffix(".weight")
         if stays_packed(checkpoint, name, source, linears) and (packed := checkpoint.packed(source.name)) is not None:
-            # Parts of a fused matrix share what was moved.
-            whole = wholes.setdefault(source.name, packed.to(device))
+            if source.name not in wholes:  # parts of a fused matrix share what was moved
+                wholes[source.name] = packed.to(device)
+            whole = wholes[source.name]
             assembled.packed[layer] = whole if source.rows is None else whole.cut(source.rows)
         else:
             assembled.state[name] = _read(checkpoint, source, dtype, device)

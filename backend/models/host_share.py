@@ -12,14 +12,18 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import psutil
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+from ..errors import OutOfMemory
 
 KINDS: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """safetensors' names of the dtypes that we compute in."""
@@ -40,6 +44,8 @@ class Shared:
     tensors: Mapping[str, Tensor]
     checksum: str
     """Of all values, 32 hexadecimal digits: equal on hosts that computed the same."""
+    is_private: bool = False
+    """Whether this rank has them for itself, for want of room to share them."""
 
 
 def shared_tensors(
@@ -53,6 +59,8 @@ def shared_tensors(
 
     Where the folder has no room for them (it may lie in memory), each rank keeps its own, and its log says so. ``progress`` hears
     fractions up to 1, and is called while another rank writes, too.
+
+    Raises :class:`OutOfMemory` where the host has no room for that either.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     checksum_file = path.with_suffix(".checksum")
@@ -71,13 +79,24 @@ def shared_tensors(
                 return _alone(shapes, dtype, make, progress)
             finally:
                 temporary.unlink(missing_ok=True)
-    return Shared(tensors=load_file(path), checksum=checksum_file.read_text())
+        return Shared(tensors=load_file(path), checksum=checksum_file.read_text())
 
 
 def forget(path: Path) -> None:
-    """Remove what was shared at ``path``. Another rank may have it mapped still: its pages stay until it lets go."""
-    for suffix in (path.suffix, ".checksum", ".lock"):
-        path.with_suffix(suffix).unlink(missing_ok=True)
+    """Remove what was shared at ``path``, unless another rank is at it. One may have it mapped still: its pages stay until it lets go.
+
+    The lock stays: a rank that waits for it and one that makes it anew would both believe that they have it.
+    """
+    lock_file = path.with_suffix(".lock")
+    if not lock_file.exists():
+        return
+    with lock_file.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        for suffix in (path.suffix, ".checksum"):
+            path.with_suffix(suffix).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -109,18 +128,29 @@ def _check_room(folder: Path, needed_bytes: int) -> None:
 def _alone(
     shapes: Mapping[str, Shape], dtype: torch.dtype, make: Callable[[str], Tensor], progress: Callable[[float], None]
 ) -> Shared:
+    _check_memory(sum(map(math.prod, shapes.values())) * dtype.itemsize)
     sums, tensors = Checksum(), {}
     for done, name in enumerate(shapes, start=1):
         tensors[name] = make(name).to(dtype).contiguous()
         sums.add(name, tensors[name])
         progress(done / len(shapes))
-    return Shared(tensors=tensors, checksum=sums.text())
+    return Shared(tensors=tensors, checksum=sums.text(), is_private=True)
+
+
+def _check_memory(needed_bytes: int) -> None:
+    """For every rank of this host: they all have come here, or will."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if ranks * needed_bytes > psutil.virtual_memory().available:
+        raise OutOfMemory(
+            f"Free {needed_bytes / 1e9:.1f} GB where the daemon keeps its state, or choose the dtype of the file: {ranks} ranks have to "
+            "share what they compute of the weights, and have no room for it."
+        )
 
 
 def _write(
     path: Path, shapes: Mapping[str, Shape], dtype: torch.dtype, make: Callable[[str], Tensor], progress: Callable[[float], None]
 ) -> str:  # fmt: skip
-    """A safetensors file, one tensor after the other, so that no more than one of them is in memory; returns the checksum."""
+    """A safetensors file, one tensor after the other: the next is made while one is written. Returns the checksum."""
     header, end = {}, 0
     for name, shape in shapes.items():
         begin, end = end, end + math.prod(shape) * dtype.itemsize
@@ -130,11 +160,17 @@ def _write(
     sums = Checksum()
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name in shapes:
-            tensor = make(name).to(dtype).contiguous()
-            sums.add(name, tensor)
-            file.write(_bytes(tensor).numpy().data)
-            progress(file.tell() / (end + len(text) + 8))
+        with ThreadPoolExecutor(1) as writer:
+            written: Future[int] | None = None
+            for done, name in enumerate(shapes, start=1):
+                tensor = make(name).to(dtype).contiguous()
+                if written is not None:
+                    written.result()
+                written = writer.submit(file.write, _bytes(tensor).numpy().data)
+                sums.add(name, tensor)
+                progress(done / len(shapes))
+            if written is not None:
+                written.result()
     return sums.text()
 
 
@@ -150,9 +186,10 @@ class Checksum:
         whole = words[: len(words) // 8 * 8].view(torch.int64)
         rest = bytes(words[len(words) // 8 * 8 :].tolist())
         # The second sum makes the order of the words count, in blocks.
-        blocks = whole[: len(whole) // 64 * 64].view(-1, 64).sum(1)
-        weighted = int((blocks * torch.arange(1, len(blocks) + 1)).sum()) if len(blocks) else 0
-        self._digest.update(f"{name}|{int(whole.sum())}|{weighted}|".encode() + rest)
+        blocks, left = whole[: len(whole) // 64 * 64].view(-1, 64).sum(1), whole[len(whole) // 64 * 64 :]
+        total = int(blocks.sum()) + int(left.sum())
+        weighted = int((blocks * torch.arange(1, len(blocks) + 1)).sum())
+        self._digest.update(f"{name}|{total}|{weighted}|".encode() + rest)
 
     def text(self) -> str:
         """32 hexadecimal digits."""

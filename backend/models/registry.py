@@ -58,10 +58,13 @@ class ResidentModel:
 
     @property
     def held_bytes(self) -> int:
-        """Its weights, and on a GPU also those that LoRAs put beside them; on the CPU those are pages of a file."""
-        if self.variants is None or self.device.type == "cpu":
+        """Its weights, and those that LoRAs put beside them, where they are more than pages of a file."""
+        if self.variants is None:
             return self.size_bytes
-        return self.size_bytes + self.variants.size_bytes(self.variants.current)
+        changed = self.variants.private_bytes
+        if self.device.type != "cpu":
+            changed += self.variants.size_bytes(self.variants.current)
+        return self.size_bytes + changed
 
     def bind(self, mesh: SequenceMesh) -> None:
         """Run on this mesh from now on. Cheap; nothing happens when it is the current one."""

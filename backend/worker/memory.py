@@ -67,11 +67,11 @@ class Memory:
             advice = f"Choose a quantised file of {name} (fp8 or GGUF) of less than {gigabytes(free)}"
         raise OutOfMemory(f"{advice}: its weights take {gigabytes(wanted)} as asked, and {gigabytes(free)} are free.")
 
-    def check_loras_fit(self, wanted_bytes: int) -> None:
-        """Raises :class:`OutOfMemory` where a GPU has no room for changed weights beside the model; on the CPU they are mapped."""
-        if self.device.type == "cuda" and wanted_bytes > self.free_bytes:
+    def check_loras_fit(self, more_bytes: int) -> None:
+        """Raises :class:`OutOfMemory` where a GPU has no room for more changed weights than are in it; on the CPU they are mapped."""
+        if self.device.type == "cuda" and more_bytes > self.free_bytes:
             raise OutOfMemory(
-                f"Use fewer or smaller LoRAs: the weights that they change take {gigabytes(wanted_bytes)}, and "
+                f"Use fewer or smaller LoRAs: the weights that they change take {gigabytes(more_bytes)} more, and "
                 f"{gigabytes(self.free_bytes)} are free."
             )
 

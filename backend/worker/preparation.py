@@ -116,8 +116,9 @@ def _variant(
     loras = [Lora(path=lora.path, fingerprint=lora.fingerprint, strength=lora.strength) for lora in prepare.loras]
     identity = f"{key.path}|{key.fingerprint}|{key.dtype}"
     variant = model.variants.prepare(loras, identity=identity, folder=folder, progress=progress)
-    if variant != model.variants.current:
-        models.memory.check_loras_fit(model.variants.size_bytes(variant))
+    # What is in the network now goes out first.
+    more_bytes = model.variants.size_bytes(variant) - model.variants.size_bytes(model.variants.current)
+    models.memory.check_loras_fit(more_bytes)
     return variant
 
 

@@ -47,44 +47,64 @@ class Patch:
     strength: float = 1.0
 
 
-def patched(weight: Tensor, patches: Iterable[Patch]) -> Tensor:
-    """``weight`` (float32, not changed) after all patches, in order.
+def patch_weight(weight: Tensor, patches: Iterable[Patch]) -> Tensor:
+    """Apply all patches, in order, to ``weight`` (float32, contiguous) itself, and return it.
 
     Raises:
         BadCheckpoint: an adapter is of another shape than the weight.
     """
-    out = weight.clone()
     for patch in patches:
-        part = out if patch.rows is None else out[patch.rows[0] : patch.rows[1]]
-        part.copy_(_after(part, patch))
-    return out
+        if patch.rows is not None and not patch.rows[0] < patch.rows[1] <= len(weight):
+            raise BadCheckpoint(
+                f"Choose a LoRA for this model: it changes the rows {patch.rows[0]} to {patch.rows[1]} of {patch.weight}, which has {len(weight)}."
+            )
+        part = weight if patch.rows is None else weight[patch.rows[0] : patch.rows[1]]
+        try:
+            _check_sizes(part, patch)
+            _apply(part, patch)
+        except (RuntimeError, ValueError, IndexError, KeyError, ZeroDivisionError) as error:
+            raise BadCheckpoint(
+                f"Download the LoRA again: its tensors for {patch.weight} do not fit one another."
+            ) from error
+    return weight
 
 
-def _after(weight: Tensor, patch: Patch) -> Tensor:
+def _apply(part: Tensor, patch: Patch) -> None:
     adapter = patch.adapter
     if adapter.kind == "set":
-        return _fitting(adapter.tensors["value"].to(weight), weight, patch)
-    try:
-        change = _CHANGES[adapter.kind](adapter)
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise BadCheckpoint(
-            f"Download the LoRA again: its tensors for {patch.weight} do not fit one another."
-        ) from error
-    change = _fitting(change, weight, patch)
+        part.copy_(adapter.tensors["value"].reshape(part.shape))
+        return
+    has_magnitude = "dora_scale" in adapter.tensors and adapter.kind in _WITH_MAGNITUDE
+    if adapter.kind == "lora" and not (has_magnitude or patch.swap_halves or "mid" in adapter.tensors):
+        _add_product(part, patch)
+        return
+    change = _CHANGES[adapter.kind](adapter).reshape(part.shape)
     if patch.swap_halves:
         change = torch.cat(change.chunk(2)[::-1])
-    if "dora_scale" in adapter.tensors:
-        return _with_magnitude(weight, change, adapter.tensors["dora_scale"].to(weight), patch.strength)
-    return weight + patch.strength * change
+    if has_magnitude:
+        part.copy_(_with_magnitude(part, change, adapter.tensors["dora_scale"].to(part), patch.strength))
+    else:
+        part.add_(change, alpha=patch.strength)
 
 
-def _fitting(change: Tensor, weight: Tensor, patch: Patch) -> Tensor:
-    if change.numel() != weight.numel():
+def _add_product(part: Tensor, patch: Patch) -> None:
+    """The usual LoRA, in one pass over the weight."""
+    up, down = (patch.adapter.tensors[name].float().flatten(1) for name in ("up", "down"))
+    scale = 1.0 if patch.adapter.alpha is None else patch.adapter.alpha / len(down)
+    part.view(len(up), -1).addmm_(up, down, alpha=patch.strength * scale)
+
+
+def _check_sizes(part: Tensor, patch: Patch) -> None:
+    """Before anything is multiplied: small matrices may have a product that no memory holds."""
+    if any(tensor.is_complex() for tensor in patch.adapter.tensors.values()):
+        raise ValueError("complex numbers")
+    size, largest = _SIZES[patch.adapter.kind]({name: tensor.shape for name, tensor in patch.adapter.tensors.items()})
+    if size != part.numel():
         raise BadCheckpoint(
-            f"Choose a LoRA for this model: it changes {patch.weight} by a tensor of {change.numel()} numbers, "
-            f"and the weight has {weight.numel()}."
+            f"Choose a LoRA for this model: it changes {patch.weight} by a tensor of {size} numbers, and the weight has {part.numel()}."
         )
-    return change.reshape(weight.shape)
+    if largest > _LARGEST * part.numel():
+        raise ValueError("a core of a rank beyond all use")
 
 
 def _with_magnitude(weight: Tensor, change: Tensor, scale: Tensor, strength: float) -> Tensor:
@@ -96,7 +116,7 @@ def _with_magnitude(weight: Tensor, change: Tensor, scale: Tensor, strength: flo
         norm = moved.transpose(0, 1).flatten(1).norm(dim=1).reshape(1, -1, *(1,) * (weight.ndim - 2))
     moved = moved * (scale / (norm + torch.finfo(weight.dtype).eps))
     out: Tensor = weight + strength * (moved - weight)
-    return out
+    return out.reshape(weight.shape)
 
 
 def _lora(adapter: Adapter) -> Tensor:
@@ -140,4 +160,44 @@ _CHANGES: Final[Mapping[str, Callable[[Adapter], Tensor]]] = {
     "loha": _loha,
     "lokr": _lokr,
     "diff": lambda adapter: adapter.tensors["value"].float(),
+}
+_WITH_MAGNITUDE: Final = frozenset({"lora", "loha", "lokr"})
+"""Kinds that may be DoRA: a dora_scale beside a plain difference means nothing, to ComfyUI too."""
+_LARGEST: Final = 64
+"""Most numbers on the way, for each number of the weight."""
+Shapes = Mapping[str, torch.Size]
+
+
+def _lora_size(shapes: Shapes) -> tuple[int, int]:
+    """(Numbers of the change, most numbers of a tensor on the way), as the others."""
+    columns = shapes["down"][1:].numel()
+    if "mid" in shapes:
+        columns *= shapes["mid"][2:].numel()
+    return shapes["up"][0] * columns, shapes["down"][0] * columns
+
+
+def _product_size(shapes: Shapes, core: str, a: str, b: str) -> tuple[int, int]:
+    if core not in shapes:
+        return (shapes[a][0] * shapes[b][1],) * 2
+    area = shapes[core][2:].numel()
+    return shapes[a][1] * shapes[b][1] * area, shapes[core][0] * shapes[b][1] * area
+
+
+def _loha_size(shapes: Shapes) -> tuple[int, int]:
+    (one, on_the_way), (two, likewise) = (_product_size(shapes, f"t{n}", f"w{n}_a", f"w{n}_b") for n in (1, 2))
+    return one, max(on_the_way, two, likewise)
+
+
+def _lokr_size(shapes: Shapes) -> tuple[int, int]:
+    one = (shapes["w1"].numel(),) * 2 if "w1" in shapes else _product_size(shapes, "", "w1_a", "w1_b")
+    two = (shapes["w2"].numel(),) * 2 if "w2" in shapes else _product_size(shapes, "t2", "w2_a", "w2_b")
+    return one[0] * two[0], max(one[1], two[1])
+
+
+_SIZES: Final[Mapping[str, Callable[[Shapes], tuple[int, int]]]] = {
+    "lora": _lora_size,
+    "loha": _loha_size,
+    "lokr": _lokr_size,
+    "diff": lambda shapes: (shapes["value"].numel(), 0),
+    "set": lambda shapes: (shapes["value"].numel(), 0),
 }

@@ -16,7 +16,7 @@ from ..family import Family
 from ..host_share import Shared, shared_tensors
 from ..keys import respelled
 from ..packed import PackedLinear
-from .adapters import Patch, patched
+from .adapters import Patch, patch_weight
 
 
 def merged_weights(
@@ -37,7 +37,9 @@ def merged_weights(
     if missing := sorted(name for name in by_weight if name not in original):
         raise BadCheckpoint(f"Choose a LoRA for this model: it changes {missing[0]}, which the model does not have.")
     shapes = {name: original.shape(name) for name in by_weight}
-    return shared_tensors(path, shapes, dtype, lambda name: patched(original.load(name), by_weight[name]), progress)
+    return shared_tensors(
+        path, shapes, dtype, lambda name: patch_weight(original.load(name), by_weight[name]), progress
+    )
 
 
 class OriginalWeights:
@@ -65,10 +67,10 @@ class OriginalWeights:
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
     def load(self, name: str) -> Tensor:
-        """A weight as float32."""
+        """A weight as float32, in memory of its own: it may be written to."""
         if not self._pieces:
             (parameter,) = self._parameters(name)
-            return self._checkpoint.load(parameter, None, torch.float32)
+            return self._checkpoint.load_copy(parameter)
         pieces = []
         for _, parameter, swapped in sorted(self._pieces[name]):
             piece = self._checkpoint.load(parameter, None, torch.float32)

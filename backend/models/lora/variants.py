@@ -80,6 +80,12 @@ class Variants:
         """What a prepared set takes on a device beside the network."""
         return 0 if key == NONE else sum(tensor.nbytes for tensor in self._sets[key][1].tensors.values())
 
+    @property
+    def private_bytes(self) -> int:
+        """What this rank holds of prepared sets for itself, in the host's memory, because there was no room to share it."""
+        private = [shared for _, shared in self._sets.values() if shared.is_private]
+        return sum(tensor.nbytes for shared in private for tensor in shared.tensors.values())
+
     def switch(self, key: str) -> None:
         """Put a prepared set into the network, or take the last one out (:data:`NONE`). Cheap where it is in already.
 

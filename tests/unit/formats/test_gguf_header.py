@@ -59,6 +59,16 @@ def test_a_header_that_promises_too_much_is_refused_at_once(name: str, tmp_path:
     assert time.monotonic() - started_s < LONGEST_S
 
 
+def test_a_tensor_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    quantised.write_gguf(
+        tmp_path / "whole.gguf", {"blocks.0": torch.ones(32, 64), "blocks.1": torch.ones(32, 64)}, "Q8_0"
+    )
+    twice = (tmp_path / "whole.gguf").read_bytes().replace(b"blocks.1", b"blocks.0")
+    (tmp_path / "twice.gguf").write_bytes(twice)
+    with pytest.raises(BadCheckpoint, match="names a tensor twice"):
+        read_gguf(tmp_path / "twice.gguf")
+
+
 def test_a_changed_byte_is_refused_or_read_and_nothing_else(tmp_path: Path) -> None:
     weights = {f"blocks.{number}.weight": torch.ones(32, 64) for number in range(4)}
     quantised.write_gguf(tmp_path / "whole.gguf", weights, "Q8_0")

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tutti.backend.errors import BadCheckpoint
+from tutti.backend.models.checkpoint import open_checkpoint
 from tutti.backend.models.packed import Packed, PackedRows
 from tutti.backend.models.registry import load_model
 
@@ -193,6 +194,36 @@ def test_what_does_not_fit_together_is_refused_by_name(
     save_file(stored, tmp_path / "changed.safetensors")
     with pytest.raises(BadCheckpoint, match=says):
         velocity(tmp_path / "changed.safetensors")
+
+
+QKV = "double_blocks.0.img_attn.qkv"
+
+
+@pytest.mark.parametrize(
+    ("format", "changed", "says"),
+    [
+        ("nvfp4", {"weight_scale": torch.zeros(128, 4).to(torch.float8_e4m3fn)}, "weight_scale is of another size"),
+        ("nvfp4", {"weight_scale_2": torch.ones(2)}, "weight_scale_2 is of another size"),
+        ("nvfp4", {"weight": torch.zeros(8, 8)}, "no matrix of nvfp4"),
+        ("nvfp4", {"weight": torch.zeros((), dtype=torch.uint8)}, "no matrix of nvfp4"),
+        ("mxfp8", {"weight_scale": torch.zeros(1, dtype=torch.uint8)}, "weight_scale is of another size"),
+        ("int8_tensorwise", {"weight_scale": torch.ones(3)}, "weight_scale is of another size"),
+        ("float8_e4m3fn", {"weight": torch.zeros(()).to(torch.float8_e4m3fn)}, "no matrix of float8_e4m3fn"),
+        (
+            "int8_tensorwise",
+            {"comfy_quant": quantised.as_bytes({"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 7})},
+            "not readable",
+        ),
+    ],
+)
+def test_a_damaged_quantised_weight_is_refused_before_it_is_used(
+    format: str, changed: dict[str, Tensor], says: str, tiny: Path, tmp_path: Path
+) -> None:
+    stored, _ = quantised.comfy_tensors(load_file(tiny), format)
+    stored |= {f"{QKV}.{name}": tensor for name, tensor in changed.items()}
+    save_file(stored, tmp_path / "damaged.safetensors")
+    with pytest.raises(BadCheckpoint, match=says):
+        open_checkpoint(tmp_path / "damaged.safetensors")
 
 
 @pytest.mark.parametrize("kept", [0, 3, 100, 10_000])

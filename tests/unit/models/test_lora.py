@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
-from tutti.backend.errors import BadCheckpoint
+from tutti.backend.errors import BadCheckpoint, OutOfMemory
 from tutti.backend.models.checkpoint import open_checkpoint
 from tutti.backend.models.families.flux import Flux, FluxGeometry
-from tutti.backend.models.host_share import Shared, shared_tensors
-from tutti.backend.models.lora.adapters import Adapter, Patch, patched
+from tutti.backend.models.host_share import Shared, forget, shared_tensors
+from tutti.backend.models.lora.adapters import Adapter, Patch, patch_weight
 from tutti.backend.models.lora.read import Target, read_lora, targets_of
 from tutti.backend.models.lora.variant import OriginalWeights, Variant, merged_weights
 from tutti.backend.models.lora.variants import NONE, Lora
@@ -77,14 +78,62 @@ def test_a_lora_of_another_width_is_refused_by_its_weight(targets: dict[str, Tar
         merged_weights(original(tmp_path / "tiny.safetensors"), patches, torch.float32, tmp_path / "merged.safetensors")
 
 
-def test_patches_are_applied_in_order_and_leave_the_original_alone() -> None:
+def test_patches_are_applied_in_order() -> None:
     weight = torch.ones(2, 3)
     value = Adapter(kind="set", tensors={"value": torch.full((2, 3), 5.0)})
     diff = Adapter(kind="diff", tensors={"value": torch.ones(2, 3)})
     both = [Patch(weight="w", adapter=value), Patch(weight="w", adapter=diff, strength=-2.0)]
-    assert torch.equal(patched(weight, both), torch.full((2, 3), 3.0))
-    assert torch.equal(patched(weight, both[::-1]), torch.full((2, 3), 5.0))
-    assert torch.equal(weight, torch.ones(2, 3))
+    assert torch.equal(patch_weight(weight.clone(), both), torch.full((2, 3), 3.0))
+    assert torch.equal(patch_weight(weight.clone(), both[::-1]), torch.full((2, 3), 5.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_original_weight_may_be_written_to(dtype: torch.dtype, tmp_path: Path) -> None:
+    """One that needs no conversion is a view of the mapped file, which the network uses: it is copied."""
+    write_tiny_flux(tmp_path / "tiny.safetensors", hidden=256, depth=1, depth_single=1, dtype=dtype)
+    weights = original(tmp_path / "tiny.safetensors")
+    before = weights.load("img_in.weight").clone()
+    weights.load("img_in.weight").zero_()
+    assert torch.equal(weights.load("img_in.weight"), before)
+    assert bool(before.any())
+
+
+HOSTILE = {
+    "a product that no memory holds": ("lora", {"up": torch.ones(10**6, 1), "down": torch.ones(1, 10**6)}),
+    "factors of factors": (
+        "lokr",
+        {"w1_a": torch.ones(10**6, 1), "w1_b": torch.ones(1, 10**6), "w2": torch.ones(1, 1)},
+    ),
+    "a Hadamard product": (
+        "loha",
+        {"w1_a": torch.ones(10**6, 1), "w1_b": torch.ones(1, 10**6), "w2_a": torch.ones(1, 1), "w2_b": torch.ones(1, 1)},
+    ),
+    "a core of a rank beyond all use": (
+        "lokr",
+        {"w1": torch.ones(1), "t2": torch.ones(10**6, 1, 1, 1), "w2_a": torch.ones(10**6, 2), "w2_b": torch.ones(1, 3)},
+    ),
+    "no rank": ("lora", {"up": torch.ones(2, 0), "down": torch.ones(0, 3)}),
+    "no dimensions": ("lora", {"up": torch.ones(()), "down": torch.ones(())}),
+    "complex numbers": ("diff", {"value": torch.ones(2, 3, dtype=torch.complex64)}),
+    "a magnitude without dimensions": ("lora", {"up": torch.ones(2, 1), "down": torch.ones(1, 3), "dora_scale": torch.ones(())}),
+    "magnitudes of another size": ("lora", {"up": torch.ones(2, 1), "down": torch.ones(1, 3), "dora_scale": torch.ones(7)}),
+    "magnitudes of three dimensions": ("lora", {"up": torch.ones(2, 1), "down": torch.ones(1, 3), "dora_scale": torch.ones(8, 8, 8)}),
+    "no magnitudes": ("lora", {"up": torch.ones(2, 1), "down": torch.ones(1, 3), "dora_scale": torch.ones(0)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_adapter_is_refused_before_it_takes_memory(name: str) -> None:
+    kind, tensors = HOSTILE[name]
+    adapter = Adapter(kind=kind, tensors=tensors, alpha=1.0)
+    with pytest.raises(BadCheckpoint, match=r"w do not fit one another|Choose a LoRA for this model"):
+        patch_weight(torch.ones(2, 3), [Patch(weight="w", adapter=adapter)])
+
+
+def test_rows_beyond_the_weight_are_refused() -> None:
+    adapter = Adapter(kind="diff", tensors={"value": torch.ones(4, 3)})
+    with pytest.raises(BadCheckpoint, match="changes the rows 4 to 20 of w, which has 8"):
+        patch_weight(torch.ones(8, 3), [Patch(weight="w", adapter=adapter, rows=(4, 20))])
 
 
 @pytest.mark.parametrize("stored", ["plain", "packed"])
@@ -207,6 +256,35 @@ def test_where_nothing_can_be_shared_each_rank_keeps_its_own(
     values["w"][2, 4] += 1
     other = shared_tensors(tmp_path / "c" / "x.safetensors", shapes, torch.float32, values.__getitem__)
     assert other.checksum != shared.checksum, "the control: other values, another checksum"
+
+
+def test_nobody_forgets_what_another_rank_is_writing(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    begun, may_end = threading.Event(), threading.Event()
+
+    def make(name: str) -> Tensor:
+        begun.set()
+        assert may_end.wait(20)
+        return torch.full((4,), 7.0)
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(shared_tensors, path, {"w": (4,)}, torch.float32, make)
+        assert begun.wait(20)
+        forget(path)
+        may_end.set()
+        assert torch.equal(other.result(20).tensors["w"], torch.full((4,), 7.0))
+    assert path.exists()
+    forget(path)
+    assert not path.exists()
+
+
+def test_ranks_without_room_for_copies_of_their_own_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(10**12))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(OutOfMemory, match=r"Free 0\.0 GB where the daemon keeps its state"):
+        shared_tensors(tmp_path / "x.safetensors", {"w": (4,)}, torch.float32, lambda _: torch.ones(4))
 
 
 def test_a_disk_that_fills_up_while_writing_leaves_nothing_half_written(tmp_path: Path) -> None:
