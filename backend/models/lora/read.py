@@ -14,6 +14,9 @@ from ..checkpoint import Source
 from ..family import Family
 from .adapters import Adapter, Patch
 
+_BIAS: Final = "diff of the bias"
+_KINDS: Final = ("lora", "loha", "lokr", "diff", "set")
+"""What changes a weight. Of several that a file has for one layer ComfyUI's loader keeps the last in this order."""
 _PARTS: Final[Mapping[str, tuple[str, str]]] = {
     # Ending of a key -> kind, part. Longer endings come first.
     ".lora_linear_layer.up.weight": ("lora", "up"),
@@ -34,7 +37,7 @@ _PARTS: Final[Mapping[str, tuple[str, str]]] = {
     **{f".hada_{part}": ("loha", part) for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
     **{f".lokr_{part}": ("lokr", part) for part in ("w1_a", "w1_b", "w2_a", "w2_b", "w1", "w2", "t2")},
     ".diff": ("diff", "value"),
-    ".diff_b": ("diff of the bias", "value"),
+    ".diff_b": (_BIAS, "value"),
     ".set_weight": ("set", "value"),
 }
 _SHARED: Final = {".alpha": "alpha", ".dora_scale": "dora_scale"}
@@ -112,7 +115,7 @@ def read_lora(tensors: Mapping[str, Tensor], targets: Mapping[str, Target], *, s
     """The patches of a file, in the order of its layers.
 
     Raises:
-        BadCheckpoint: a key that nothing of the model answers to, or half of an adapter.
+        BadCheckpoint: a key that nothing of the model answers to, half of an adapter, or one layer under two names.
     """
     layers: dict[str, dict[str, dict[str, Tensor]]] = {}
     alphas: dict[str, float] = {}
@@ -135,11 +138,16 @@ def read_lora(tensors: Mapping[str, Tensor], targets: Mapping[str, Target], *, s
         else:
             layers[layer][kind][part] = tensor
     _refuse_unknown(unknown, len(tensors))
-    return [
-        patch
-        for layer, kinds in layers.items()
-        for patch in _patches(layer, kinds, alphas.get(layer), found[layer], strength)
-    ]
+    patches: dict[tuple[str, tuple[int, int] | None, bool], Patch] = {}
+    for layer, kinds in layers.items():
+        for patch in _patches(layer, kinds, alphas.get(layer), found[layer], strength):
+            place = (patch.weight, patch.rows, patch.swap_halves)
+            if place in patches:
+                raise BadCheckpoint(
+                    f"Choose another LoRA: it says twice what {patch.weight} is changed by, the second time as {layer}."
+                )
+            patches[place] = patch
+    return list(patches.values())
 
 
 def _target(layer: str, targets: Mapping[str, Target]) -> Target | None:
@@ -185,30 +193,31 @@ def _refuse_unknown(unknown: list[str], count: int) -> None:
 def _patches(
     layer: str, kinds: Mapping[str, Mapping[str, Tensor]], alpha: float | None, target: Target, strength: float
 ) -> list[Patch]:
-    shared = kinds.get("shared", {})
-    if not set(kinds) - {"shared"}:
+    """What a layer is changed by: its weight by the last of several kinds, as in ComfyUI's own loader, and its bias."""
+    said = [kind for kind in (*_KINDS, _BIAS) if kind in kinds]
+    if not said:
         raise BadCheckpoint(f"Download the LoRA again: {layer} has half of an adapter, its matrices are missing.")
-    found = []
-    for kind, parts in kinds.items():
-        if kind == "shared":
-            continue
-        missing = [part for part in _NEEDED.get(kind, ()) if part not in parts]
-        if kind == "lokr":
-            missing += [
-                part for whole, halves in _FACTORS if whole not in parts for part in halves if part not in parts
-            ]
-        if missing:
-            raise BadCheckpoint(f"Download the LoRA again: {layer} has half of an adapter, {missing[0]} is missing.")
-        of_bias = kind == "diff of the bias"
-        adapter = Adapter(
-            kind="diff" if of_bias else kind, tensors={**parts, **({} if of_bias else shared)}, alpha=alpha
-        )
-        patch = Patch(
-            weight=f"{target.layer}.weight",
-            adapter=adapter,
-            rows=target.rows,
-            swap_halves=target.swap_halves,
-            strength=strength,
-        )
-        found.append(replace(patch, weight=f"{target.layer}.bias") if of_bias else patch)
+    for kind in said:
+        _refuse_half(layer, kind, kinds[kind])
+    patch = Patch(
+        weight=f"{target.layer}.weight",
+        adapter=Adapter(kind="diff", tensors=kinds.get(_BIAS, {})),
+        rows=target.rows,
+        swap_halves=target.swap_halves,
+        strength=strength,
+    )
+    found = [replace(patch, weight=f"{target.layer}.bias")] if _BIAS in kinds else []
+    if of_weight := [kind for kind in said if kind != _BIAS]:
+        kind = of_weight[-1]
+        # The magnitude of a DoRA belongs to matrices: a whole difference is added as it is.
+        shared = kinds.get("shared", {}) if kind in _NEEDED else {}
+        found.append(replace(patch, adapter=Adapter(kind=kind, tensors={**kinds[kind], **shared}, alpha=alpha)))
     return found
+
+
+def _refuse_half(layer: str, kind: str, parts: Mapping[str, Tensor]) -> None:
+    missing = [part for part in _NEEDED.get(kind, ()) if part not in parts]
+    if kind == "lokr":
+        missing += [part for whole, halves in _FACTORS if whole not in parts for part in halves if part not in parts]
+    if missing:
+        raise BadCheckpoint(f"Download the LoRA again: {layer} has half of an adapter, {missing[0]} is missing.")

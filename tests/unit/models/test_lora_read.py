@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import Tensor
+from tutti.backend.errors import BadCheckpoint
 from tutti.backend.models.families.flux import Flux, FluxGeometry
 from tutti.backend.models.families.flux2 import Flux2
-from tutti.backend.models.lora.read import Target, targets_of
+from tutti.backend.models.lora.read import Target, read_lora, targets_of
 
 from tests.support.families import ROWS
 
 GEOMETRY = FluxGeometry(
     hidden=256, depth=1, depth_single=1, in_channels=16, out_channels=16, context_dim=64, pooled_dim=32, guidance=True
 )
+
+
+LAYER = "double_blocks.0.img_attn.qkv"
+KINDS = {
+    "lora": {"lora_up.weight": torch.ones(768, 2), "lora_down.weight": torch.ones(2, 256)},
+    "loha": {f"hada_{part}": torch.ones(2, 2) for part in ("w1_a", "w1_b", "w2_a", "w2_b")},
+    "lokr": {"lokr_w1": torch.ones(3, 1), "lokr_w2": torch.ones(256, 256)},
+    "diff": {"diff": torch.ones(768, 256)},
+    "set": {"set_weight": torch.ones(768, 256)},
+}
+"""In the order in which ComfyUI's loader looks for them: what it finds later replaces what it found."""
+
+
+def file(*kinds: str, prefix: str = "diffusion_model.", layer: str = LAYER) -> dict[str, Tensor]:
+    return {f"{prefix}{layer}.{ending}": tensor for kind in kinds for ending, tensor in KINDS[kind].items()}
 
 
 def targets(name: str) -> dict[str, Target]:
@@ -84,3 +102,33 @@ def test_names_for_more_files_take_none_from_the_others(name: str) -> None:
                 else Target(layer=layer, rows=source.rows, swap_halves=source.swap_halves)
             )
             assert known[f"transformer.{ours}"] == part
+
+
+@pytest.mark.parametrize("first", KINDS)
+@pytest.mark.parametrize("second", KINDS)
+def test_of_two_kinds_for_one_layer_the_one_that_comfyui_keeps_counts(first: str, second: str) -> None:
+    kept = max(first, second, key=list(KINDS).index)
+    (patch,) = read_lora(file(first, second), targets_of(Flux(), GEOMETRY), strength=1.0)
+    assert patch.adapter.kind == kept
+
+
+def test_a_bias_is_changed_beside_whatever_changes_the_weight() -> None:
+    tensors = file("lora", "diff") | {f"diffusion_model.{LAYER}.diff_b": torch.ones(768)}
+    bias, weight = read_lora(tensors, targets_of(Flux(), GEOMETRY), strength=0.5)
+    assert (bias.weight, bias.adapter.kind, bias.strength) == (f"{LAYER}.bias", "diff", 0.5)
+    assert (weight.weight, weight.adapter.kind, weight.strength) == (f"{LAYER}.weight", "diff", 0.5)
+
+
+def test_a_magnitude_is_for_matrices_and_not_for_a_difference() -> None:
+    magnitude = {f"diffusion_model.{LAYER}.dora_scale": torch.ones(768, 1)}
+    known = targets_of(Flux(), GEOMETRY)
+    (diff,) = read_lora(file("lora", "diff") | magnitude, known, strength=1.0)
+    (dora,) = read_lora(file("lora") | magnitude, known, strength=1.0)
+    assert "dora_scale" not in diff.adapter.tensors
+    assert "dora_scale" in dora.adapter.tensors
+
+
+def test_one_layer_under_two_names_is_refused() -> None:
+    twice = file("lora") | file("diff", prefix="lora_unet_", layer=LAYER.replace(".", "_"))
+    with pytest.raises(BadCheckpoint, match=f"says twice what {LAYER}.weight is changed by"):
+        read_lora(twice, targets_of(Flux(), GEOMETRY), strength=1.0)
