@@ -6,9 +6,10 @@ the names of the weights. Our loader sends a file's name only.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 import torch
 from safetensors.torch import save
@@ -16,6 +17,7 @@ from safetensors.torch import save
 from ..backend.errors import UnsupportedInput
 from ..backend.wire.messages import LoraRef
 
+SETS_KEPT: Final = 4
 _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     # ComfyUI's kind of adapter -> the endings of its parts in a file; "" is no tensor (alpha) or one that has to be missing.
     "lora": ("lora_up.weight", "lora_down.weight", "alpha", "lora_mid.weight", "dora_scale", ""),
@@ -44,6 +46,32 @@ class ReadLora:
 
 
 Lora = NamedLora | ReadLora
+T = TypeVar("T")
+
+
+class LastSets(Generic[T]):
+    """What belongs to each of the few sets of LoRAs that were used last: MODELs with different ones take turns in one loop.
+
+    A set is known by its identity, because to compare its files would be to read all of them, in every call of a loop.
+    """
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[int, tuple[tuple[Lora, ...], T]] = OrderedDict()
+        """With the set itself: as long as it is here, no other one has its identity."""
+
+    def get(self, loras: tuple[Lora, ...]) -> T | None:
+        """What was put for this very set, if it is still here."""
+        if id(loras) not in self._kept:
+            return None
+        self._kept.move_to_end(id(loras))
+        return self._kept[id(loras)][1]
+
+    def put(self, loras: tuple[Lora, ...], value: T) -> None:
+        """Keep it; the set that was used longest ago goes."""
+        self._kept[id(loras)] = (loras, value)
+        self._kept.move_to_end(id(loras))
+        while len(self._kept) > SETS_KEPT:
+            self._kept.popitem(last=False)
 
 
 def references(loras: tuple[Lora, ...], store: Callable[[bytes], str]) -> tuple[LoraRef, ...]:

@@ -28,7 +28,7 @@ from .branches import WRAPPER_KEY, calc_cond_batch
 from .checkpoint import Checkpoint
 from .evaluate import evaluate_network
 from .families import Family, family_of, unsupported
-from .loras import Lora, from_patches, references
+from .loras import LastSets, Lora, from_patches, references
 from .session import Session
 from .tensors import compute_dtype
 from .trajectory import sampler_sample
@@ -45,8 +45,8 @@ class Remote:
         self.on = on
         self.dtype = dtype
         """Compute dtype, as torch calls it."""
-        self._offered: tuple[tuple[Lora, ...], Remote] | None = None
-        """The LoRAs that were used last, and the network with them."""
+        self._offered: LastSets[Remote] = LastSets()
+        """The network with each of the sets of LoRAs that were used last."""
 
     def of(self, patcher: Any, *, in_loop: bool = False) -> Remote:
         """The same network with the LoRAs of this MODEL, which the daemon is given if it does not have them.
@@ -56,13 +56,14 @@ class Remote:
         wanted: tuple[Lora, ...] = getattr(patcher, "loras", ())
         if not wanted:
             return self
-        if in_loop and self._offered is not None and self._offered[0] is wanted:
-            return self._offered[1]
+        offered = self._offered.get(wanted) if in_loop else None
+        if offered is not None:
+            return offered
         with self.session.guarded():
             client = self.session.ready_client()
             refs = references(wanted, lambda data: client.store(data, host.raise_if_interrupted))
         remote = Remote(self.session, self.family, replace(self.on, loras=refs), self.dtype)
-        self._offered = (wanted, remote)
+        self._offered.put(wanted, remote)
         return remote
 
 
