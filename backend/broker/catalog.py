@@ -94,7 +94,9 @@ class Catalog:
         kind = STORED if name.startswith(f"{STORED}/") else LORAS
         folders = [self._stored] if kind == STORED and self._stored is not None else self.lora_folders()
         path, info = self._find(name, folders, kind)
-        # A stored one is named by its bytes; being asked for touches it.
+        if kind == STORED:
+            _touch(path, name)
+        # A stored one is named by its bytes, and looks newer whenever it is asked for.
         identity = name if kind == STORED else f"{info.st_size}|{info.st_mtime_ns}"
         return ModelFile(path=str(path), fingerprint=hashlib.blake2b(identity.encode(), digest_size=16).hexdigest())
 
@@ -178,6 +180,14 @@ class Catalog:
         stamp = (info.st_mtime_ns, info.st_size)
         if stamp != self._from_file[0]:
             self._from_file = (stamp, _read_folders(self._folders_file))
+
+
+def _touch(path: Path, name: str) -> None:
+    """Keep a stored file from making room for others: a job that names it is about to wait."""
+    try:
+        os.utime(path)
+    except OSError:
+        raise unknown(name) from None  # it has made room just now: the store works on another thread
 
 
 def _read_folders(file: Path) -> dict[str, list[Path]]:

@@ -47,6 +47,10 @@ def _is_plain_part(part: str) -> bool:
 def unknown(name: str) -> UnknownModel:
     """The answer for every name that is not served, whatever the reason: a stranger learns nothing about the disk."""
     shown = "".join(letter if letter.isprintable() else "?" for letter in name[:80])
+    if name.startswith(f"{STORED}/"):
+        return UnknownModel(
+            f"Queue the workflow again: the daemon has dropped the LoRA that it was sent ({shown!r}), and gets it anew with the next run."
+        )
     thing = "LoRA" if name.startswith(f"{LORAS}/") else "checkpoint"
     return UnknownModel(
         f"Put the {thing} into a models folder of the daemon (see `tutti doctor`), or choose another: {shown!r} is not there."
