@@ -50,11 +50,54 @@ CASES: Final = [
 )
 def test_a_lora_gives_what_comfyuis_own_loader_gives(name: str, published: bool, tmp_path: Path) -> None:
     family, row = FAMILIES[name]
-    checkpoint, lora = tmp_path / "tiny.safetensors", tmp_path / "lora.safetensors"
-    write_tiny(checkpoint, family, row.geometry, respell=published, metadata=row.metadata)
     layers = loras.shapes(row.geometry, original=True, family=family)
     tensors = loras.lora(layers, "diffusion_model.{}".format, "lora_up.weight", "lora_down.weight", alpha=2.0)
-    tensors |= loras.norm_diffs(row.geometry, family)
+    check(name, tensors | loras.norm_diffs(row.geometry, family), tmp_path, published=published)
+
+
+@pytest.mark.parametrize("prefix", ["transformer.", "diffusion_model."])
+def test_a_lora_in_tencents_names_gives_what_comfyuis_own_loader_gives(prefix: str, tmp_path: Path) -> None:
+    family, row = FAMILIES["hunyuan_video"]
+    # ComfyUI's loader knows these layers by Tencent's names, and leaves the embedders out.
+    layers = {
+        _tencents(layer): shape
+        for layer, shape in loras.shapes(row.geometry, original=True, family=family).items()
+        if layer.startswith(("double_blocks.", "single_blocks."))
+    }
+    assert "double_blocks.0.img_mlp.fc1" in layers
+    tensors = loras.lora(layers, (prefix + "{}").format, "lora_B.weight", "lora_A.weight", alpha=None)
+    check("hunyuan_video", tensors, tmp_path)
+
+
+def test_a_layer_changed_in_two_ways_and_part_of_another_are_what_they_are_in_comfyui(tmp_path: Path) -> None:
+    width = FLUX.geometry.hidden
+    both = {"double_blocks.0.img_attn.qkv": (3 * width, width), "single_blocks.0.linear1_qkv": (3 * width, width)}
+    tensors = loras.lora(both, "diffusion_model.{}".format, "lora_up.weight", "lora_down.weight", alpha=2.0)
+    generator = torch.Generator().manual_seed(6)
+    for ending, shape in {"diff": (3 * width, width), "diff_b": (3 * width,), "dora_scale": (3 * width, 1)}.items():
+        tensors[f"diffusion_model.double_blocks.0.img_attn.qkv.{ending}"] = 0.05 * torch.randn(
+            shape, generator=generator
+        )
+    check("flux", tensors, tmp_path)
+
+
+def _tencents(layer: str) -> str:
+    for ours, theirs in {
+        "_attn.qkv": "_attn_qkv", "_attn.proj": "_attn_proj", "mlp.0": "mlp.fc1", "mlp.2": "mlp.fc2", ".lin": ".linear",
+    }.items():  # fmt: skip
+        if layer.endswith(ours):
+            return layer.removesuffix(ours) + theirs
+    return layer
+
+
+def check(name: str, tensors: Mapping[str, Tensor], tmp_path: Path, *, published: bool = False) -> None:
+    """The LoRA of these tensors changes a family's velocity as it does in stock ComfyUI, and leaves nothing behind.
+
+    ``published``: the checkpoint has the published names.
+    """
+    family, row = FAMILIES[name]
+    checkpoint, lora = tmp_path / "tiny.safetensors", tmp_path / "lora.safetensors"
+    write_tiny(checkpoint, family, row.geometry, respell=published, metadata=row.metadata)
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, lora)
     call = next(iter(row.calls.values()))
     files = [
