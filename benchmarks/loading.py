@@ -18,7 +18,7 @@ from typing import Final
 import torch
 from safetensors.torch import load_file, save_file
 
-from ..backend.models.lora.variants import Lora
+from ..backend.models.lora.variants import KEPT, Lora
 from ..backend.models.registry import ResidentModel, load_model
 from ..backend.models.tiny import write_tiny_flux
 from .report import Figure, Spread, argument_parser, finish
@@ -95,9 +95,12 @@ def measure_swapping(checkpoint: Path, folder: Path, rounds: int) -> list[Figure
     lora = folder / "lora.safetensors"
     changed = write_lora(checkpoint, lora, 1)
     swaps, bytes_alone = list[float](), list[float]()
-    for number in range(-1, rounds):  # the first one warms up
+    # As many files are kept on either side, and the first rounds fill both: afterwards both write into memory that has been used before. A
+    # virtual machine's first touch of a page costs more than the rest of a round.
+    for number in range(-KEPT - 1, rounds):
+        out = folder / f"written-{number % KEPT}"
         swap_s = _seconds(lambda number=number: _swap(model, lora, 0.5 + number / 100, folder))  # type: ignore[misc]
-        alone_s = _seconds(lambda: _read_and_write(checkpoint, lora, changed, folder / "written"))
+        alone_s = _seconds(lambda out=out: _read_and_write(checkpoint, lora, changed, out))  # type: ignore[misc]
         if number >= 0:
             swaps.append(swap_s)
             bytes_alone.append(alone_s)
@@ -119,6 +122,7 @@ def _swap(model: ResidentModel, lora: Path, strength: float, folder: Path) -> No
 def _read_and_write(checkpoint: Path, lora: Path, changed: list[str], out: Path) -> None:
     read_whole(lora)
     weights = load_file(checkpoint)
+    out.unlink(missing_ok=True)
     with out.open("wb", buffering=0) as file:
         for name in changed:
             file.write(weights[name].clone().reshape(-1).view(torch.uint8).numpy().tobytes())
