@@ -34,6 +34,8 @@ CASE = "1024 image + 128 text tokens"
 PLANS = ("ulysses=2", "ring=2")
 DIFFUSERS = "diffusers ulysses=2"
 STOCK = "stock 2 threads"
+_ARGUMENTS = {"context": "context", "y": "pooled", "guidance": "guidance"}
+"""Argument of ComfyUI's network -> input."""
 WARM_UP_ROUNDS = 2
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -107,7 +109,9 @@ def write_job(folder: Path, depth: int, depth_single: int) -> None:
     job = {
         "checkpoint": str(folder / "flux.safetensors"),
         "dtype": "float32",
-        "cases": [{"name": CASE, "references": 0, "method": None}],
+        "cases": [
+            {"name": CASE, "checkpoint": str(folder / "flux.safetensors"), "arguments": _ARGUMENTS, "options": {}}
+        ],
     }
     (folder / "job.json").write_text(json.dumps(job))
 
@@ -125,7 +129,7 @@ def start_stock(folder: Path) -> contextlib.AbstractContextManager[Contestant | 
     if not python.exists():
         print("stock ComfyUI is not measured: run `python3 install.py comfyui` first", file=sys.stderr)
         return contextlib.nullcontext()
-    script = str(Path(__file__).with_name("stock_flux.py"))
+    script = str(Path(__file__).with_name("stock_network.py"))
     command = [str(python), script, str(COMFYUI / "ComfyUI"), str(folder), "2"]
     return started([command], [{"OMP_NUM_THREADS": "2"}], folder, "stock")
 

@@ -20,10 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..backend.errors import InternalError
-from ..backend.models.checkpoint import open_checkpoint
-from ..backend.models.flux_keys import geometry_of
-from ..backend.models.flux_net import load_network
-from ..backend.models.flux_tokens import Placement, grid_positions, pack
+from ..backend.models.family import TransformerAdapter
+from ..backend.models.patches import Placement, grid_positions, pack
 from ..backend.models.registry import load_model
 from ..backend.parallel.group import WorkerGroup
 from ..backend.parallel.plan import Plan
@@ -83,8 +81,10 @@ def diffusers_step(group: WorkerGroup, checkpoint: Path, inputs: dict[str, Tenso
     from diffusers.models._modeling_parallel import ContextParallelConfig, ParallelConfig
     from torch.distributed.device_mesh import init_device_mesh
 
-    weights = open_checkpoint(checkpoint)
-    network: Any = load_network(weights, geometry_of(weights), dtype=torch.float32, device=CPU, progress=lambda _: None)
+    adapter = load_model(checkpoint, dtype=torch.float32, device=CPU, progress=lambda _: None).adapter
+    if not isinstance(adapter, TransformerAdapter):
+        raise InternalError("The checkpoint has no network.")
+    network: Any = adapter.network  # never bound: no hook of ours is in it
     context_parallel = ContextParallelConfig(ulysses_degree=group.world_size)
     config = ParallelConfig(context_parallel_config=context_parallel)
     mesh = init_device_mesh("cpu", (1, group.world_size), mesh_dim_names=("ring", "ulysses"))

@@ -41,11 +41,8 @@ def describe(session: Session, name: str) -> Checkpoint:
         raise BadCheckpoint(f"Choose another file: the daemon finds no tensors in {name}.")
     tensors = {}
     for entry in received.manifest:
-        dtype = torch_dtype(entry.kind)
-        if dtype is None:
-            raise BadCheckpoint(
-                f"Choose a file in bf16, fp16 or fp32: tensor {entry.name} of {name} is of type {entry.kind}."
-            )
+        # A kind that torch has no dtype for is quantised: the daemon reads it (or would have refused the file) and computes in bf16.
+        dtype = torch_dtype(entry.kind) or torch.bfloat16
         tensors[entry.name] = torch.empty(entry.numbers, dtype=dtype, device="meta")
     return Checkpoint(
         model=message.model, fingerprint=message.fingerprint, metadata=dict(message.metadata), tensors=tensors

@@ -47,8 +47,16 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def unknown_keys(family: Family, keys: Mapping[str, Any]) -> list[str]:
     """The conditioning keys that `family` has no name for and that say something."""
-    known = {*family.tensors, *family.lists, *family.options}
-    return sorted(key for key, value in keys.items() if key not in known and value is not None)
+    known = {*family.tensors, *family.lists, *family.options, *family.consumed}
+    return sorted(key for key, value in keys.items() if key not in known and not _says_nothing(family, key, value))
+
+
+def _says_nothing(family: Family, key: str, value: Any) -> bool:
+    """Also of a value in a ``comfy.conds`` object, as the gate has it."""
+    value = getattr(value, "cond", value)
+    if value is None or key not in family.idle:
+        return value is None
+    return all(entry.get(name) == idle for entry in value for name, idle in family.idle[key].items())
 
 
 def from_values(family: Family, values: Mapping[str, Any], dtype: torch.dtype) -> Conditioning:
@@ -68,7 +76,7 @@ def from_values(family: Family, values: Mapping[str, Any], dtype: torch.dtype) -
     tensors: dict[str, torch.Tensor] = {}
     options: dict[str, Scalar] = {}
     for key, value in values.items():
-        if value is None:
+        if key in family.consumed or _says_nothing(family, key, value):
             continue
         if key in family.tensors:
             tensors[family.tensors[key]] = _cast(value, dtype)

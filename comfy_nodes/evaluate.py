@@ -24,6 +24,7 @@ from .tensors import from_wire, to_wire
 
 if TYPE_CHECKING:
     from ..backend.client import Client
+    from .branches import Recorder
     from .remote_model import Remote
 
 _NOT_CONDITIONING: Final = ("control", "transformer_options")
@@ -119,13 +120,13 @@ class Trajectories:
 
     def __init__(self, line: str) -> None:
         self._line = line
-        self._opened: dict[Remote, EvaluateTrajectory] = {}
+        self._opened: dict[ModelRef, EvaluateTrajectory] = {}
 
     def of(self, remote: Remote) -> EvaluateTrajectory:
         """The trajectory on the model of `remote`, begun if this loop did not ask it before."""
-        if remote not in self._opened:
-            self._opened[remote] = EvaluateTrajectory(remote.session.ready_client(), remote.on, self._line)
-        return self._opened[remote]
+        if remote.on not in self._opened:
+            self._opened[remote.on] = EvaluateTrajectory(remote.session.ready_client(), remote.on, self._line)
+        return self._opened[remote.on]
 
     def end(self) -> None:
         """End all of them, also when ending one fails; then the first failure is raised."""
@@ -165,6 +166,9 @@ def evaluate_network(
     refusals.check_transformer_options(options)
     given = {_NETWORK_NAMES.get(name, name): value for name, value in values.items() if name not in _NOT_CONDITIONING}
     calls = _take_apart(x, timestep, conditioning.from_values(remote.family, given, remote.dtype), options)
+    recorder: Recorder | None = options.get(refusals.RECORDER_KEY)
+    if recorder is not None:
+        return recorder.take(remote, x, calls)
     # The options are those of the loop, which may be another model's: a guider hands the first model's on to its second.
     running: Trajectories | None = options.get(refusals.TRAJECTORY_KEY)
     if running is not None:

@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .nodes_demo import TuttiDemoLoader, TuttiDemoPrompt
 from .nodes_loader import TuttiLoadDiffusionModel
+from .nodes_lora import TuttiLoadLora
 from .nodes_sampler import TuttiSampler
 from .nodes_status import TuttiStatus
 
@@ -15,7 +16,7 @@ class TuttiExtension(ComfyExtension):  # type: ignore[misc]
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node of the pack."""
-        return [TuttiLoadDiffusionModel, TuttiSampler, TuttiStatus, TuttiDemoLoader, TuttiDemoPrompt]
+        return [TuttiLoadDiffusionModel, TuttiLoadLora, TuttiSampler, TuttiStatus, TuttiDemoLoader, TuttiDemoPrompt]
 
 
 async def comfy_entrypoint() -> TuttiExtension:

@@ -20,16 +20,19 @@ import torch
 import torch.utils._contextlib
 
 from . import conditioning, host
+from .branches import WRAPPER_KEY
 from .families import SAMPLERS, Family
 
 _MODEL_OPTIONS: Final = frozenset({"transformer_options", "to_load_options"})
 _TRANSFORMER_OPTIONS: Final = frozenset({"wrappers", "callbacks", "sample_sigmas"})
 _OBJECT_PATCHES: Final = frozenset({"model_sampling"})
+# What only ComfyUI's extra_conds reads: it has become model_conds, and those are checked by themselves.
 # Everything else a conditioning entry can say changes when, where or how strongly it counts, and ComfyUI's own loop knows how.
 _CONDITIONING: Final = frozenset(
     {
         "cross_attn", "pooled_output", "model_conds", "uuid", "guidance", "reference_latents", "reference_latents_method",
-        "concat_latent_image", "concat_mask",
+        "concat_latent_image", "concat_mask", "concat_mask_index", "attention_mask", "clip_vision_output", "frame_rate", "keyframe_idxs",
+        "guiding_frame_index", "ref_latent",
     }
 )  # fmt: skip
 _MODEL_SAMPLING: Final = (
@@ -68,6 +71,7 @@ def why_not_whole(
     model_options: Mapping[str, Any],
     sigmas: torch.Tensor,
     callback: Callable[..., Any] | None,
+    masked: bool,
     family: Family,
 ) -> str | None:
     """The first reason why this loop must run in ComfyUI, or None when the daemon gives the same result."""
@@ -76,6 +80,7 @@ def why_not_whole(
         lambda: _sigmas(sigmas),
         lambda: _guider(guider),
         lambda: _model(guider.inner_model),
+        lambda: _own_masking(guider.inner_model) if masked else None,
         lambda: _model_sampling(guider.inner_model.model_sampling),
         lambda: _options(executor, guider, model_options),
         lambda: _object_patches(guider.model_patcher),
@@ -145,6 +150,14 @@ def _model(model: Any) -> str | None:
     return f"a node has replaced {', '.join(replaced)} of the model" if replaced else None
 
 
+def _own_masking(model: Any) -> str | None:
+    """Some models keep what is masked clean, or give it a timestep of its own."""
+    for name in ("scale_latent_inpaint", "process_timestep"):
+        if getattr(type(model), name) is not getattr(comfy.model_base.BaseModel, name):
+            return "this model has its own way with masks"
+    return None
+
+
 def _model_sampling(sampling: Any) -> str | None:
     kind = type(sampling)
     own = [
@@ -172,10 +185,14 @@ def _options(executor: Any, guider: Any, model_options: Mapping[str, Any]) -> st
 
 
 def _foreign_wrappers(model_options: Mapping[str, Any]) -> list[str]:
-    """The kinds of wrappers and callbacks that are there, beside our own one around the sampler."""
+    """The kinds of wrappers and callbacks that are there, beside our own ones. (How many are around the sampler its executor tells.)"""
     options = model_options.get("transformer_options", {})
-    ours = comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE
-    found = [kind for kind, keyed in options.get("wrappers", {}).items() if kind != ours and any(keyed.values())]
+    sampler = comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE
+    found = [
+        kind
+        for kind, keyed in options.get("wrappers", {}).items()
+        if kind != sampler and any(wrappers for key, wrappers in keyed.items() if key != WRAPPER_KEY)
+    ]
     found += [kind for kind, keyed in options.get("callbacks", {}).items() if any(keyed.values())]
     return sorted(found)
 

@@ -16,6 +16,8 @@ log = logging.getLogger("tutti")
 MODEL_FOLDER: Final = "diffusion_models"
 """ComfyUI's name for the folders of transformer checkpoints (its older name ``unet`` leads to the same list)."""
 
+LORA_FOLDER: Final = "loras"
+
 
 def raise_if_interrupted() -> None:
     """Raise ComfyUI's own interrupt exception when the user pressed Cancel."""
@@ -77,14 +79,33 @@ def local_models() -> list[str]:
     from ..backend.assets.files import MODELS_FOLDER, TRANSFORMER
 
     shipped = [TRANSFORMER.removeprefix(f"{MODEL_FOLDER}/")] if (MODELS_FOLDER / TRANSFORMER).is_file() else []
-    return list(dict.fromkeys([*folder_paths.get_filename_list(MODEL_FOLDER), *shipped]))
+    return list(dict.fromkeys([*folder_paths.get_filename_list(MODEL_FOLDER), *_gguf_models(), *shipped]))
+
+
+def _gguf_models() -> list[str]:
+    """The GGUF files in those folders: ComfyUI's own loaders cannot read them, so its lists leave them out."""
+    import folder_paths
+
+    names: list[str] = []
+    for folder in folder_paths.get_folder_paths(MODEL_FOLDER):
+        files, _ = folder_paths.recursive_search(folder, excluded_dir_names=[".git"])
+        names += folder_paths.filter_files_extensions(files, (".gguf",))
+    return names
+
+
+def local_loras() -> list[str]:
+    """The names of the LoRAs that this ComfyUI sees in its own folders."""
+    import folder_paths
+
+    names: list[str] = folder_paths.get_filename_list(LORA_FOLDER)
+    return names
 
 
 def model_folders() -> dict[str, list[str]]:
     """ComfyUI's resolved folders of the kinds that a daemon reads, so that extra_model_paths.yaml and --base-directory count."""
     import folder_paths
 
-    return {kind: list(folder_paths.get_folder_paths(kind)) for kind in (MODEL_FOLDER, "loras")}
+    return {kind: list(folder_paths.get_folder_paths(kind)) for kind in (MODEL_FOLDER, LORA_FOLDER)}
 
 
 def load_vae(path: str) -> Any:
@@ -114,11 +135,11 @@ def software() -> str:
     return f"tutti {__version__}, ComfyUI {comfyui}"
 
 
-def file_fingerprint(name: str) -> str:
-    """Size and time of a checkpoint in ComfyUI's own folders; empty for one that only the daemon has."""
+def file_fingerprint(name: str, folder: str = MODEL_FOLDER) -> str:
+    """Size and time of a file in ComfyUI's own folders of a kind; empty for one that only the daemon has."""
     import folder_paths
 
-    path = folder_paths.get_full_path(MODEL_FOLDER, name)
+    path = folder_paths.get_full_path(folder, name)
     if path is None:
         return ""
     info = os.stat(path)

@@ -10,10 +10,15 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from ..backend.errors import UnsupportedInput
+import torch
+
+from ..backend.errors import UnsupportedInput, WrongFamily
+from .families import Family
 
 TRAJECTORY_KEY: Final = "tutti_trajectory"
 """Where a running loop's Evaluate trajectories travel in ``transformer_options``."""
+RECORDER_KEY: Final = "tutti_recorder"
+"""Where a :class:`.branches.Recorder` travels in ``transformer_options``."""
 SKIPPED_COMPILE: Final = "tutti_skipped_compile"
 """Attachment of a MODEL that somebody tried to compile."""
 
@@ -21,7 +26,7 @@ SKIPPED_COMPILE: Final = "tutti_skipped_compile"
 _HARMLESS: Final = frozenset(
     {
         "wrappers", "callbacks", "sample_sigmas", "sigmas", "cond_or_uncond", "uuids", "prefetch_dynamic_vbars", "context_window",
-        TRAJECTORY_KEY,
+        TRAJECTORY_KEY, RECORDER_KEY,
     }
 )  # fmt: skip
 _ATTENTION: Final = "optimized_attention_override"
@@ -35,10 +40,10 @@ _COMPILE_OPTION: Final = "torch_compile_kwargs"
 
 
 def weight_patches() -> UnsupportedInput:
-    """For LoRAs, merges and everything else that changes weights."""
+    """For merges and everything else that changes weights and is no LoRA."""
     return UnsupportedInput(
         "Remove the node that changes this MODEL's weights (LoRA, merge, ...), or load a file that has the change merged into it: "
-        "the weights are in the daemon, and Tutti does not apply LoRAs yet."
+        "the weights are in the daemon, where only LoRAs and their relatives are applied."
     )
 
 
@@ -72,7 +77,7 @@ def reaches_in(name: str) -> UnsupportedInput:
     """For reading a module of the network."""
     return UnsupportedInput(
         f"Remove the node that reaches into the network, such as a LoRA in bypass mode (it asked for {name!r}): the network of a Tutti "
-        "MODEL is in the daemon, and Tutti does not apply LoRAs yet."
+        "MODEL is in the daemon. Use Load LoRA or Tutti Load LoRA without bypass."
     )
 
 
@@ -97,6 +102,17 @@ def check_conditioning(entries: Iterable[Mapping[str, Any]]) -> None:
             raise weight_hooks()
         if entry.get("gligen") is not None:
             raise inside_the_network("a GLIGEN model")
+
+
+def check_latent(family: Family, latent_format: Any, latent: torch.Tensor, *, is_whole: bool = True) -> None:
+    """Raises :class:`WrongFamily` for a latent of another model's shape. ``is_whole``: what is sampled, not a picture beside it."""
+    dimensions = getattr(latent_format, "latent_dimensions", 2) + 2
+    channels = latent_format.latent_channels
+    if (is_whole and latent.ndim != dimensions) or latent.shape[1] != channels:
+        raise WrongFamily(
+            f"Connect a latent for {family.name} ({family.advice}): this one has {latent.shape[1]} channels and "
+            f"{latent.ndim} dimensions, the model takes {channels} and {dimensions}."
+        )
 
 
 def check_patcher(patcher: Any) -> None:

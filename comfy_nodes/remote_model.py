@@ -6,7 +6,10 @@ into an Evaluate. Whole loops never reach it: the SAMPLER_SAMPLE wrapper of :mod
 
 from __future__ import annotations
 
+import uuid
 import weakref
+from collections.abc import Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
@@ -18,23 +21,23 @@ import comfy.patcher_extension
 import comfy.utils
 import torch
 
-from ..backend.errors import BadCheckpoint, UnsupportedInput
+from ..backend.errors import BadCheckpoint
 from ..backend.wire.messages import ModelRef
-from . import refusals
+from . import host, refusals
+from .branches import WRAPPER_KEY, calc_cond_batch
 from .checkpoint import Checkpoint
 from .evaluate import evaluate_network
 from .families import Family, family_of, unsupported
+from .loras import LastSets, Lora, from_patches, references
 from .session import Session
 from .tensors import compute_dtype
 from .trajectory import sampler_sample
 
-WRAPPER_KEY = "tutti"
 _SET_BY_TORCH = ("training",)
-_QUANTISED = (".comfy_quant", "scaled_fp8", ".scale_weight", ".weight_scale", ".input_scale")
 
 
 class Remote:
-    """Where a MODEL's network lives and how it is asked. Shared by all clones of the MODEL."""
+    """Where a MODEL's network lives and how it is asked. Shared by all clones of the MODEL; one with LoRAs has a Remote of its own."""
 
     def __init__(self, session: Session, family: Family, on: ModelRef, dtype: torch.dtype) -> None:
         self.session = session
@@ -42,6 +45,26 @@ class Remote:
         self.on = on
         self.dtype = dtype
         """Compute dtype, as torch calls it."""
+        self._offered: LastSets[Remote] = LastSets()
+        """The network with each of the sets of LoRAs that were used last."""
+
+    def of(self, patcher: Any, *, in_loop: bool = False) -> Remote:
+        """The same network with the LoRAs of this MODEL, which the daemon is given if it does not have them.
+
+        ``in_loop``: they were offered when the loop began; a call in it does not ask again.
+        """
+        wanted: tuple[Lora, ...] = getattr(patcher, "loras", ())
+        if not wanted:
+            return self
+        offered = self._offered.get(wanted) if in_loop else None
+        if offered is not None:
+            return offered
+        with self.session.guarded():
+            client = self.session.ready_client()
+            refs = references(wanted, lambda data: client.store(data, host.raise_if_interrupted))
+        remote = Remote(self.session, self.family, replace(self.on, loras=refs), self.dtype)
+        self._offered.put(wanted, remote)
+        return remote
 
 
 class RemoteNetwork(torch.nn.Module):
@@ -54,8 +77,14 @@ class RemoteNetwork(torch.nn.Module):
     """Tells :mod:`.refusals` that nobody has put another network into its place."""
 
     def __init__(
-        self, remote: Remote, unet_config: dict[str, Any], model: Any, described: dict[str, torch.Tensor]
+        self,
+        remote: Remote,
+        unet_config: dict[str, Any],
+        model: Any,
+        described: dict[str, torch.Tensor],
+        parts: Mapping[str, Any],
     ) -> None:
+        """`described`: the checkpoint's tensors on the meta device. `parts`: what else ComfyUI uses of a network."""
         super().__init__()
         self._described = described
         self._modules_elsewhere = frozenset(name.split(".")[0] for name in described)
@@ -63,9 +92,12 @@ class RemoteNetwork(torch.nn.Module):
         self._model = weakref.ref(model)  # it owns this module
         self.dtype = remote.dtype
         self.patch_size = unet_config.get("patch_size", 2)
-        # ComfyUI reads the number of input channels from this shape (Fill and control checkpoints have more than the latent).
-        columns = unet_config["in_channels"] * self.patch_size**2
-        self.img_in = SimpleNamespace(weight=SimpleNamespace(shape=torch.Size((unet_config["hidden_size"], columns))))
+        for name in remote.family.shapes:
+            # ComfyUI reads the number of input channels there: checkpoints with concatenated conditions take more than the latent has.
+            module, leaf = name.split(".")
+            setattr(self, module, SimpleNamespace(**{leaf: SimpleNamespace(shape=described[name].shape)}))
+        for name, part in parts.items():
+            setattr(self, name, part)
         self._sealed = True
 
     def __getattr__(self, name: str) -> Any:
@@ -89,12 +121,12 @@ class RemoteNetwork(torch.nn.Module):
     def forward(self, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One call, through the wrappers that other nodes have put around the network, with the arguments in ComfyUI's order."""
         names = self.remote.family.arguments
-        values = {**dict.fromkeys(names), **dict(zip(names, args, strict=False))}
-        values |= {name: kwargs.pop(name) for name in names if name in kwargs}
-        options = values["transformer_options"] = values["transformer_options"] or {}
+        values = {**dict.fromkeys(names), **dict(zip(names, args, strict=False)), **kwargs}
+        options = values["transformer_options"] = values.get("transformer_options") or {}
         wrappers = comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options)
         executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers)
-        answer: torch.Tensor = executor.execute(x, timestep, *(values[name] for name in names), **kwargs)
+        positional = [values.pop(name) for name in names]
+        answer: torch.Tensor = executor.execute(x, timestep, *positional, **values)
         return answer
 
     def _forward(self, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -102,7 +134,8 @@ class RemoteNetwork(torch.nn.Module):
         if patcher is not None:
             refusals.check_patcher(patcher)
         values = dict(zip(self.remote.family.arguments, args, strict=False)) | kwargs
-        return evaluate_network(self.remote, x, timestep, values)
+        in_loop = refusals.TRAJECTORY_KEY in (values.get("transformer_options") or {})
+        return evaluate_network(self.remote.of(patcher, in_loop=in_loop), x, timestep, values)
 
 
 class RemoteModel:
@@ -112,6 +145,13 @@ class RemoteModel:
         """Nothing: the user's VAE and text encoders are not put out for us."""
         return 0
 
+    def process_latent_in(self, latent: torch.Tensor) -> torch.Tensor:
+        """The latent as the model takes it; some formats know a mean per channel, which would fail here with torch's own words."""
+        remote: Remote = self.diffusion_model.remote  # type: ignore[attr-defined]
+        refusals.check_latent(remote.family, self.latent_format, latent, is_whole=False)  # type: ignore[attr-defined]
+        answer: torch.Tensor = super().process_latent_in(latent)  # type: ignore[misc]
+        return answer
+
     def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> NoReturn:
         """There are no weights here to save."""
         raise refusals.no_weights_here()
@@ -120,9 +160,34 @@ class RemoteModel:
 class RemotePatcher(comfy.model_patcher.ModelPatcher):  # type: ignore[misc]
     """ComfyUI's plain ModelPatcher (never the dynamic one: there is nothing to page in) that refuses what needs weights."""
 
-    def add_patches(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """LoRA loaders and merges end here, also when none of their keys fits."""
-        raise refusals.weight_patches()
+    loras: tuple[Lora, ...] = ()
+    """In the order in which they are applied."""
+
+    def clone(self, *args: Any, **kwargs: Any) -> RemotePatcher:
+        """A MODEL of its own, with the same LoRAs."""
+        copy: RemotePatcher = super().clone(*args, **kwargs)
+        copy.loras = self.loras
+        return copy
+
+    def with_lora(self, lora: Lora) -> RemotePatcher:
+        """A clone with one LoRA more."""
+        copy = self.clone()
+        copy.loras = (*self.loras, lora)
+        copy.patches_uuid = uuid.uuid4()
+        return copy
+
+    def add_patches(
+        self, patches: dict[Any, Any], strength_patch: float = 1.0, strength_model: float = 1.0
+    ) -> list[Any]:
+        """LoRA loaders end here; keys of other models (a text encoder's) are passed over, as ComfyUI does. Merges end here too."""
+        if strength_model != 1.0:
+            raise refusals.weight_patches()
+        names = self.model.state_dict()
+        ours = {key: patch for key, patch in patches.items() if (key[0] if isinstance(key, tuple) else key) in names}
+        if ours and strength_patch != 0.0:
+            self.loras = (*self.loras, from_patches(ours, float(strength_patch)))
+            self.patches_uuid = uuid.uuid4()
+        return list(ours)
 
     def add_object_patch(self, name: str, value: Any) -> None:
         """Objects outside the network may be replaced; a compiled network is left out, because there is nothing here to compile."""
@@ -180,7 +245,6 @@ def build(
     Raises:
         UnsupportedFamily: we do not run this architecture.
         BadCheckpoint: ComfyUI's detection does not know the file.
-        UnsupportedInput: the file is quantised in a way we do not read.
     """
     config, state_dict, parameters = _detect(checkpoint)
     family = family_of(type(config))
@@ -188,23 +252,22 @@ def build(
     config.set_inference_dtype(dtype, None)
     on = ModelRef(model=checkpoint.model, family=family.name, dtype=compute_dtype(dtype), plan=plan)
     model = _weightless(config, state_dict, family)
-    model.diffusion_model = RemoteNetwork(Remote(session, family, on, dtype), config.unet_config, model, state_dict)
+    remote = Remote(session, family, on, dtype)
+    model.diffusion_model = RemoteNetwork(
+        remote, config.unet_config, model, _as_loaded(config, state_dict), _parts(config, state_dict, family)
+    )
     patcher = RemotePatcher(
         model,
         load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
     )
     patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, WRAPPER_KEY, sampler_sample)
+    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, WRAPPER_KEY, calc_cond_batch)
     return patcher
 
 
 def _detect(checkpoint: Checkpoint) -> tuple[Any, dict[str, torch.Tensor], int]:
     """ComfyUI's own detection, on shapes alone: (model config, state dict in ComfyUI's names, number of parameters)."""
-    quantised = next((name for name in checkpoint.tensors if name.endswith(_QUANTISED)), None)
-    if quantised is not None:
-        raise UnsupportedInput(
-            f"Choose a file in bf16, fp16 or fp32: this one is quantised (it has a tensor {quantised})."
-        )
     state_dict: dict[str, torch.Tensor] = dict(checkpoint.tensors)
     prefix = comfy.model_detection.unet_prefix_from_state_dict(state_dict)
     state_dict = comfy.utils.state_dict_prefix_replace(state_dict, {prefix: ""}, filter_keys=True) or state_dict
@@ -221,6 +284,15 @@ def _detect(checkpoint: Checkpoint) -> tuple[Any, dict[str, torch.Tensor], int]:
     return config, state_dict, parameters
 
 
+def _as_loaded(config: Any, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors under the names that ComfyUI's own network would have after loading them: LoRA loaders know no others.
+
+    Published files spell some differently, and a loader that finds nothing leaves the LoRA out with no more than a line in the log.
+    """
+    loaded: dict[str, torch.Tensor] = config.process_unet_state_dict(dict(state_dict))
+    return loaded
+
+
 def _weightless(config: Any, state_dict: dict[str, torch.Tensor], family: Family) -> Any:
     """ComfyUI's own model object for `config`, without a network, as a class that also knows how to be remote."""
     kept = config.unet_config
@@ -230,10 +302,18 @@ def _weightless(config: Any, state_dict: dict[str, torch.Tensor], family: Family
     finally:
         config.unet_config = kept
     real = type(model)
-    if real is not getattr(comfy.model_base, family.model_class):
+    if real.__module__ != comfy.model_base.__name__ or real.__name__ not in family.model_classes:
         raise unsupported(real.__name__)
     model.__class__ = type(f"Remote{real.__name__}", (RemoteModel, real), {})
     return model
+
+
+def _parts(config: Any, state_dict: dict[str, torch.Tensor], family: Family) -> dict[str, Any]:
+    """The attributes of ComfyUI's own network that its model object uses and that hold no weights."""
+    if not family.parts:
+        return {}
+    network = config.get_model(state_dict, "", device=torch.device("meta")).diffusion_model
+    return {name: getattr(network, name) for name in family.parts}
 
 
 def _stock_dtype(config: Any, state_dict: dict[str, torch.Tensor], parameters: int, daemon_device: str) -> torch.dtype:

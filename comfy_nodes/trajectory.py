@@ -14,7 +14,6 @@ import torch
 from ..backend.assets.advice import PIXELS_PER_CELL, size_warning
 from ..backend.assets.files import TRANSFORMER
 from ..backend.client import job_id_for
-from ..backend.errors import WrongFamily
 from ..backend.wire.codec import Received
 from ..backend.wire.messages import Accepted, Branch, Preview, Progress, Result, Sample
 from ..backend.wire.tensors import WireTensor
@@ -32,20 +31,20 @@ def sampler_sample(
     executor: Any, guider: Any, sigmas: torch.Tensor, extra_args: dict[str, Any], callback: Callback | None, noise: torch.Tensor,
     latent_image: torch.Tensor | None = None, denoise_mask: torch.Tensor | None = None, disable_pbar: bool = False,
 ) -> torch.Tensor:  # fmt: skip
-    """SAMPLER_SAMPLE wrapper of every Tutti MODEL. `noise`, `latent_image` and `denoise_mask`: [batch, channels, height, width].
+    """SAMPLER_SAMPLE wrapper of every Tutti MODEL. `noise`, `latent_image` and `denoise_mask`: [batch, channels, (frames,) height, width].
 
     Raises:
         UnsupportedInput: something attached to the run changes the picture from inside the network.
         WrongFamily: the latent belongs to another family.
     """
-    remote: Remote = guider.model_patcher.model.diffusion_model.remote
+    remote: Remote = guider.model_patcher.model.diffusion_model.remote.of(guider.model_patcher)
     model_options = extra_args["model_options"]
     notes = refusals.skip_speed_only((model_options, guider.model_options), guider.model_patcher)
     refusals.check_patcher(guider.model_patcher)
     refusals.check_transformer_options(model_options["transformer_options"])
     for entries in guider.conds.values():
         refusals.check_conditioning(entries)
-    _check_latent(remote, guider.inner_model.latent_format, noise)
+    refusals.check_latent(remote.family, guider.inner_model.latent_format, noise)
     notes += _demo_notes(remote, noise)
     reason = gate.why_not_whole(
         executor=executor,
@@ -53,6 +52,7 @@ def sampler_sample(
         model_options=model_options,
         sigmas=sigmas,
         callback=callback,
+        masked=denoise_mask is not None,
         family=remote.family,
     )
     if reason is None:
@@ -73,16 +73,6 @@ def _demo_notes(remote: Remote, noise: torch.Tensor) -> list[str]:
     height, width = (side * PIXELS_PER_CELL for side in noise.shape[-2:])
     warning = size_warning(width, height)
     return [warning] if warning else []
-
-
-def _check_latent(remote: Remote, latent_format: Any, noise: torch.Tensor) -> None:
-    dimensions = getattr(latent_format, "latent_dimensions", 2) + 2
-    channels = latent_format.latent_channels
-    if noise.ndim != dimensions or noise.shape[1] != channels:
-        raise WrongFamily(
-            f"Connect a latent for {remote.family.name} ({remote.family.advice}): this one has {noise.shape[1]} channels and "
-            f"{noise.ndim} dimensions, the model takes {channels} and {dimensions}."
-        )
 
 
 class WholeLoop:

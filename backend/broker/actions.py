@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from ..wire.codec import Frame
 from ..wire.job_states import JobState
-from ..wire.messages import Message
-from ..wire.tensors import Tensors
+from ..wire.messages import Message, Store
+from ..wire.tensors import Tensors, WireTensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +100,17 @@ class DescribeModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StorePiece:
+    """Write a piece of a file, away from the main loop, and answer the client with a Stored or a Failed; then say DescribeAnswered."""
+
+    peer: bytes
+    user: str
+    message: Store
+    data: WireTensor | None
+    """None asks how much is there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Digest:
     """Compute a digest away from the main loop; the answer is a Digested event. Exactly one of frames and tensors is given."""
 
@@ -123,6 +134,6 @@ class Drained:
 
 
 Action = (
-    Persist | SendClient | ForwardClient | ForwardPreview | EndPreviews | ForgetClient | SendRanks | DescribeModel | Digest
-    | RestartGroup | Drained
+    Persist | SendClient | ForwardClient | ForwardPreview | EndPreviews | ForgetClient | SendRanks | DescribeModel | StorePiece
+    | Digest | RestartGroup | Drained
 )  # fmt: skip

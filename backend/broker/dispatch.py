@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ..errors import (
     ERRORS_BY_CODE,
+    BadCheckpoint,
     BadRequest,
     Draining,
     InternalError,
@@ -24,6 +25,7 @@ from ..wire.messages import (
     Evaluated,
     Failed,
     Go,
+    LoraFile,
     Message,
     Prepare,
     Prepared,
@@ -93,6 +95,7 @@ class Dispatch:
             forget=forget,
             sample=job.request if isinstance(job.request, Sample) else None,
             evaluate=job.request if isinstance(job.request, Evaluate) else None,
+            loras=_lora_files(job),
         )
         if self._give(job, message, tensors):
             core.group.asked(now_s)
@@ -156,7 +159,7 @@ class Dispatch:
         job = turn.job
         match message:
             case Prepared() if message.sequence == turn.sequence:
-                self._prepared(turn, job, rank)
+                self._prepared(turn, job, rank, message)
             case Refused() if message.sequence == turn.sequence and not turn.running:
                 self._endings.abort_turn()
                 self._core.end(job, JobState.FAILED, _reported(message.code, message.message, job))
@@ -169,10 +172,18 @@ class Dispatch:
                     "ignored a %s of rank %d that is not about the turn in flight", type(message).__name__, rank.rank
                 )
 
-    def _prepared(self, turn: Turn, job: Job, rank: Rank) -> None:
-        turn.prepared.add(rank.rank)
-        if len(turn.prepared) == self._core.group.world_size and not turn.running:
+    def _prepared(self, turn: Turn, job: Job, rank: Rank, message: Prepared) -> None:
+        turn.prepared[rank.rank] = message.changed
+        if len(turn.prepared) < self._core.group.world_size or turn.running:
+            return
+        if len(set(turn.prepared.values())) == 1:
             self._go(turn, job)
+            return
+        self._endings.abort_turn()
+        differ = BadCheckpoint(
+            "Copy the same LoRA and model files to every host: the ranks' changed weights are not the same."
+        )
+        self._core.end(job, JobState.FAILED, differ)
 
     def _rank_0_said(
         self, message: Message, frames: Sequence[Frame], rank: Rank, turn: Turn, job: Job, now_s: float
@@ -290,7 +301,17 @@ def _died(cause: str, *, comes_back: bool) -> WorkerDied:
     )
 
 
+def _lora_files(job: Job) -> tuple[LoraFile, ...] | None:
+    files = tuple(
+        LoraFile(path=file.path, fingerprint=file.fingerprint, strength=asked.strength)
+        for file, asked in zip(job.model.loras, job.on.loras or (), strict=True)
+    )
+    return files or None
+
+
 def _reported(code: str, message: str, job: Job) -> TuttiError:
-    """A rank's error as the client may see it: with a code we know, and without the checkpoint's path."""
+    """A rank's error as the client may see it: with a code we know, and without any file's path."""
     text = message.replace(job.model.path, job.on.model)
+    for file, asked in zip(job.model.loras, job.on.loras or (), strict=True):
+        text = text.replace(file.path, asked.name)
     return from_wire(code if code in ERRORS_BY_CODE else InternalError.code, text)

@@ -17,6 +17,8 @@ class ModelFile:
     """Where the file is. Never crosses the client leg."""
     fingerprint: str
     """Changes when the file changes."""
+    loras: tuple[ModelFile, ...] = ()
+    """The LoRAs that a job names beside it, in its order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,7 +54,8 @@ class Turn:
     """What was sent to rank 0."""
     running: bool = False
     """Go was sent."""
-    prepared: set[int] = field(default_factory=set)
+    prepared: dict[int, str | None] = field(default_factory=dict)
+    """Rank -> checksum of the weights that the job's LoRAs changed."""
     done: set[int] = field(default_factory=set)
     answered: bool = False
     """Rank 0 has answered the Evaluate."""

@@ -28,6 +28,8 @@ HELD_MESSAGES = 64
 """Kept behind one submission; the next one is refused."""
 
 Arrived = ClientSent | ClientGarbled
+Wanted = tuple[str, ...]
+"""The names of a model and of the LoRAs on it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +38,7 @@ class LookUp:
 
     peer: bytes
     token: int
-    model: str
+    wanted: Wanted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +84,8 @@ class Lookups:
         self._accounts = accounts
         self._connections = connections
         self._held: dict[bytes, _Held] = {}
-        self._recent: dict[str, tuple[ModelFile, float]] = {}
-        """Model name -> its file, and until when that may be believed. Refusals are not kept: a missing file may come any moment."""
+        self._recent: dict[Wanted, tuple[ModelFile, float]] = {}
+        """Model and LoRAs -> their files, and until when that may be believed. Refusals are not kept: a missing file may come any moment."""
         self._tokens = itertools.count(1)
         self._draining = False
 
@@ -110,7 +112,7 @@ class Lookups:
         """The catalog's answer: its submission goes on, and what waited behind it. Nothing if it was given up before."""
         if isinstance(answer, ModelFile):
             self._recent = {name: known for name, known in self._recent.items() if now_s < known[1]}
-            self._recent[lookup.model] = (answer, now_s + FRESH_S)
+            self._recent[lookup.wanted] = (answer, now_s + FRESH_S)
         held = self._held.get(lookup.peer)
         return self._release(held, answer, now_s) if held is not None and held.token == lookup.token else []
 
@@ -129,22 +131,22 @@ class Lookups:
 
     def _ready(self, event: Arrived, now_s: float) -> Arrived | None:
         """The event as the broker may have it now; None if the catalog has to be asked first."""
-        model = _model_of(event)
-        if model is None or not isinstance(event, ClientSent):
+        wanted = _wanted_by(event)
+        if wanted is None or not isinstance(event, ClientSent):
             return event
         if self._draining:
             return replace(event, model=_draining())
-        known = self._recent.get(model)
+        known = self._recent.get(wanted)
         return replace(event, model=known[0]) if known is not None and now_s < known[1] else None
 
     def _hold(self, kept: deque[_Kept], now_s: float) -> list[Step]:
         event = kept[0].event
-        model = _model_of(event)
-        if model is None or not isinstance(event, ClientSent):
+        wanted = _wanted_by(event)
+        if wanted is None or not isinstance(event, ClientSent):
             raise ValueError("Hold a submission: this message names no model.")
         token = next(self._tokens)
         self._held[event.peer] = _Held(event, token, now_s + LONGEST_S, kept)
-        return [LookUp(peer=event.peer, token=token, model=model)]
+        return [LookUp(peer=event.peer, token=token, wanted=wanted)]
 
     def _release(self, held: _Held, answer: ModelFile | TuttiError, now_s: float) -> list[Step]:
         """The submission, then what is behind it, up to the next one whose model has to be looked up."""
@@ -186,11 +188,11 @@ class Lookups:
         self._accounts.give_back(first.payer, size_bytes=first.size_bytes)
 
 
-def _model_of(event: Arrived) -> str | None:
-    """The model that has to be looked up for this message: a Sample's, or that of an Evaluate's first turn."""
+def _wanted_by(event: Arrived) -> Wanted | None:
+    """What has to be looked up for this message: the model and LoRAs of a Sample, or of an Evaluate's first turn."""
     message = event.received.message if isinstance(event, ClientSent) else None
     if isinstance(message, Sample) or (isinstance(message, Evaluate) and message.turn == 0):
-        return message.on.model
+        return (message.on.model, *(lora.name for lora in message.on.loras or ()))
     return None
 
 

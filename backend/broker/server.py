@@ -11,10 +11,11 @@ from typing import Protocol
 
 import zmq
 
-from ..errors import AuthFailed, InternalError, RemoteProtocolError, RequestRefused, TuttiError
+from ..errors import AuthFailed, InternalError, QueueFull, RemoteProtocolError, RequestRefused, TuttiError
 from ..wire import codec
 from ..wire.digest import content_digest, job_digest
-from ..wire.messages import Described, Evaluated, Failed, Pong, RankHello, Result
+from ..wire.limits import TEXT_LENGTH
+from ..wire.messages import Described, Evaluated, Failed, Pong, RankHello, Result, Stored
 from .actions import (
     Action,
     DescribeModel,
@@ -28,6 +29,7 @@ from .actions import (
     RestartGroup,
     SendClient,
     SendRanks,
+    StorePiece,
 )  # fmt: skip
 from .auth import Gate, ZapHandler
 from .background import Background
@@ -53,6 +55,7 @@ from .lookups import LookUp, Lookups, Refusal, Step
 from .previews import PreviewSlots
 from .sockets import OUTBOX_RETRY_S, ClientSocket, RankSocket
 from .state import Broker
+from .store import FileStore
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +102,7 @@ class Server:
     """A daemon's main loop."""
 
     def __init__(
-        self, *, broker: Broker, clients: ClientSocket, ranks: RankSocket, zap: ZapHandler, gate: Gate, catalog: Catalog,
+        self, *, broker: Broker, clients: ClientSocket, ranks: RankSocket, zap: ZapHandler, gate: Gate, catalog: Catalog, store: FileStore,
         ledger: Ledger, group: GroupRunner, on_ready: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self._broker = broker
@@ -108,6 +111,7 @@ class Server:
         self._zap = zap
         self._gate = gate
         self._catalog = catalog
+        self._store = store
         self._ledger = ledger
         self._group = group
         self._on_ready = on_ready
@@ -260,9 +264,9 @@ class Server:
         """On the helper thread."""
         answer: ModelFile | TuttiError
         try:
-            answer = self._catalog.resolve(lookup.model)
+            answer = self._catalog.resolve_all(*lookup.wanted)
         except Exception as problem:
-            answer = _told(problem)
+            answer = _told(problem, "its list of models could not be read")
         return lambda: self._follow_later(self._lookups.found(lookup, answer, time.monotonic()))
 
     def _from_rank(self, peer: bytes, frames: list[zmq.Frame]) -> None:
@@ -328,6 +332,8 @@ class Server:
                 self._hashing.ask(functools.partial(self._digest, action))
             case DescribeModel():
                 self._describing.ask(functools.partial(self._describe, action))
+            case StorePiece():
+                self._describing.ask(functools.partial(self._store_piece, action))
             case RestartGroup():
                 log.error("restarting the worker group: %s", action.cause)
                 self._group_events(self._group.restart(action.cause, time.monotonic()))
@@ -353,8 +359,23 @@ class Server:
         try:
             frames = self._described(action)
         except Exception as problem:
-            error = _told(problem)
-            frames = codec.encode(Failed(code=error.code, message=error.message, request=action.request))
+            frames = _failed(problem, action.request, "its list of models could not be read")
+
+        def answer() -> None:
+            self._send(action.peer, frames)
+            self._take(DescribeAnswered(peer=action.peer, user=action.user))
+
+        return answer
+
+    def _store_piece(self, action: StorePiece) -> Callable[[], None]:
+        """On the helper thread."""
+        asked = action.message
+        try:
+            data = None if action.data is None else action.data.data
+            have = self._store.put(asked.digest, asked.size_bytes, asked.offset, data)
+            frames = codec.encode(Stored(request=asked.request, digest=asked.digest, have_bytes=have))
+        except Exception as problem:
+            frames = _failed(problem, asked.request, "what was sent could not be kept")
 
         def answer() -> None:
             self._send(action.peer, frames)
@@ -379,9 +400,15 @@ def _is_due(at_s: float | None, now_s: float) -> bool:
     return at_s is not None and now_s >= at_s
 
 
-def _told(problem: Exception) -> TuttiError:
-    """What a client is told of a problem with the catalog."""
-    if isinstance(problem, RequestRefused):
+def _failed(problem: Exception, request: int, what: str) -> list[codec.Frame]:
+    """What a client is told of a problem on the helper thread, as frames that always fit: names in files may be long."""
+    error = _told(problem, what)
+    return codec.encode(Failed(code=error.code, message=error.message[:TEXT_LENGTH], request=request))
+
+
+def _told(problem: Exception, what: str) -> TuttiError:
+    """The client's own mistake, or that there is no room; else that the log says more."""
+    if isinstance(problem, RequestRefused | QueueFull):
         return problem
-    log.error("the catalog failed", exc_info=problem)
-    return InternalError("Look at the daemon's log: its list of models could not be read.")
+    log.error("%s", what, exc_info=problem)
+    return InternalError(f"Look at the daemon's log: {what}.")

@@ -22,11 +22,12 @@ from ..wire.messages import (
     Release,
     Sample,
     StatusRequest,
+    Store,
     Upload,
     Welcome,
 )  # fmt: skip
 from . import report
-from .actions import Action, DescribeModel, Drained, RestartGroup
+from .actions import Action, DescribeModel, Drained, RestartGroup, StorePiece
 from .admission import Admission
 from .clients import ClientKey
 from .core import Core, why_cancelled
@@ -156,6 +157,8 @@ class Broker:
                 self._endings.cancel_asked(event.peer, message, owner)
             case Describe():
                 self._describe(event, message)
+            case Store():
+                self._store(event, message)
             case StatusRequest():
                 self.core.tell(event.peer, report.status(self.core, message.request, now_s - self._started_s))
             case _:
@@ -168,6 +171,15 @@ class Broker:
             self.core.refuse(event.peer, error, request=message.request)
             return
         self.core.emit(DescribeModel(peer=event.peer, user=event.user, request=message.request, model=message.model))
+
+    def _store(self, event: ClientSent, message: Store) -> None:
+        try:
+            self.core.describes.take(event.peer, event.user)
+        except QueueFull as error:
+            self.core.refuse(event.peer, error, request=message.request)
+            return
+        data = event.received.tensors.get("bytes")
+        self.core.emit(StorePiece(peer=event.peer, user=event.user, message=message, data=data))
 
     def _welcome(self, event: ClientSent, message: Hello, now_s: float) -> None:
         owner = (event.user, message.client_id)

@@ -22,10 +22,12 @@ from ..broker.auth import HAS_PEER_CREDENTIALS, Gate, ZapHandler
 from ..broker.catalog import Catalog
 from ..broker.keys import AuthorizedKeys, KeyPair, server_key
 from ..broker.ledger import MemoryLedger
+from ..broker.names import STORED
 from ..broker.server import Server
 from ..broker.settings import BrokerSettings
 from ..broker.sockets import IO_THREADS, ClientSocket, RankSocket
 from ..broker.state import Broker
+from ..broker.store import FileStore
 from ..supervisor.incarnation import GroupSettings
 from ..supervisor.runtime_dir import make_runtime_dir
 from ..supervisor.supervisor import Supervisor
@@ -95,13 +97,16 @@ class Daemon:
         stack.callback(clients.close)
         ranks = RankSocket(context)
         stack.callback(ranks.close)
-        self.catalog = Catalog(settings.models, settings.state_dir / FOLDERS_FILE, files.FOLDER)
+        self.catalog = Catalog(
+            settings.models, settings.state_dir / FOLDERS_FILE, files.FOLDER, settings.state_dir / STORED
+        )
         self.endpoints = self._bind(clients)
         group = self._group_settings(runtime)
         ranks.bind(group.rank_endpoint)
         server = Server(
             broker=Broker(self._broker_settings(), time.monotonic()), clients=clients, ranks=ranks, zap=zap, gate=gate,
-            catalog=self.catalog, ledger=MemoryLedger(), group=Supervisor(group), on_ready=self._ready,
+            catalog=self.catalog, store=FileStore(settings.state_dir / STORED), ledger=MemoryLedger(), group=Supervisor(group),
+            on_ready=self._ready,
         )  # fmt: skip
         stack.callback(server.close)
         stack.enter_context(self._connection_file(key, local, local_socket))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..broker.auth import check_libzmq
 from ..broker.catalog import SUBFOLDERS
-from ..parallel.plan import Plan, factor_plans
+from ..parallel.plan import CFG_DEGREES, Plan, factor_plans
 from ..planning.devices import Gpu, visible_gpus
 from .listening import Address
 from .main import CommandError
@@ -75,9 +75,9 @@ def check_plan(text: str, ranks: int) -> str:
         return text
     plan = Plan.parse(text)
     legal = "; ".join(map(str, factor_plans(ranks)))
-    if plan.cfg > 1:
+    if plan.cfg not in CFG_DEGREES:
         raise CommandError(
-            f"Use a plan with cfg=1 (for {ranks} rank(s): auto; {legal}): CFG parallel is not part of this release."
+            f"Use a plan with cfg=1 or cfg=2 (for {ranks} rank(s): auto; {legal}): guidance has two branches."
         )
     if plan.world_size != ranks:
         raise CommandError(

@@ -7,6 +7,7 @@ interrupted job is cancelled and waited for, so that the next one starts clean.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import threading
 import time
@@ -19,6 +20,7 @@ from ..wire import codec
 from ..wire.codec import Received
 from ..wire.connection import Connection
 from ..wire.digest import job_digest
+from ..wire.limits import STORE_PIECE_BYTES
 from ..wire.messages import (
     Cancel,
     Describe,
@@ -35,10 +37,12 @@ from ..wire.messages import (
     Sample,
     Status,
     StatusRequest,
+    Store,
+    Stored,
     Upload,
     Welcome,
 )  # fmt: skip
-from ..wire.tensors import Tensors
+from ..wire.tensors import Tensors, WireTensor
 from .keepalive import Keepalive
 from .link import Link
 
@@ -155,9 +159,29 @@ class Client:
         """What ``tutti status`` shows."""
         return cast(Status, self._ask(StatusRequest(request=next(self._requests)), Status, idle).message)
 
-    def _ask(self, message: Describe | StatusRequest, answer: type[Any], idle: Idle) -> Received:
+    def store(self, data: bytes | memoryview, idle: Idle = _ignore) -> str:
+        """Have the daemon keep a file's bytes, unless it has them; returns the name by which jobs use them.
+
+        Raises:
+            TuttiError: it refused, or there is no room.
+        """
+        digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+        view, size_bytes = memoryview(data), len(data)
+        have = self._store_piece(digest, size_bytes, 0, None, idle)
+        while have < size_bytes:
+            have = self._store_piece(digest, size_bytes, have, view[have : have + STORE_PIECE_BYTES], idle)
+        return f"stored/{digest}.safetensors"
+
+    def _store_piece(self, digest: str, size_bytes: int, offset: int, piece: memoryview | None, idle: Idle) -> int:
+        message = Store(request=next(self._requests), digest=digest, size_bytes=size_bytes, offset=offset)
+        tensors = {} if piece is None else {"bytes": WireTensor(dtype="U8", shape=(len(piece),), data=piece)}
+        return cast(Stored, self._ask(message, Stored, idle, tensors).message).have_bytes
+
+    def _ask(
+        self, message: Describe | StatusRequest | Store, answer: type[Any], idle: Idle, tensors: Tensors | None = None
+    ) -> Received:
         with self._lock:
-            self._send(message)
+            self._send(message, tensors or {})
             return self._wait(
                 lambda m: isinstance(m, answer) and m.request == message.request,
                 lambda failed: failed.request == message.request,

@@ -104,13 +104,15 @@ def ending_like_ctrl_c() -> Iterator[None]:
 @contextmanager
 def running_daemon(device: str, ranks: int, terminal: Terminal) -> Iterator[Client]:
     """A client of a daemon that is ready to work. The daemon is stopped at the end, whatever happened; nothing of it stays on disk."""
+    own = None
     with ending_like_ctrl_c(), tempfile.TemporaryDirectory(prefix="tutti-demo-") as folder:
-        with terminal.stage(f"start a daemon with {ranks} {device.upper()} rank{'s' if ranks > 1 else ''}"):
-            own = OwnDaemon.start(None, Path(folder) / "state", device=device, ranks=ranks, software=SOFTWARE)
-        try:
+        try:  # around the stage too: a signal may come while it prints that the daemon is up
+            with terminal.stage(f"start a daemon with {ranks} {device.upper()} rank{'s' if ranks > 1 else ''}"):
+                own = OwnDaemon.start(None, Path(folder) / "state", device=device, ranks=ranks, software=SOFTWARE)
             with Client(own.connection, client_id=secrets.token_hex(16), software=SOFTWARE) as client:
                 client.connect()
                 yield client
         finally:
-            with terminal.stage("stop the daemon"):
-                own.stop()
+            if own is not None:
+                with terminal.stage("stop the daemon"):
+                    own.stop()

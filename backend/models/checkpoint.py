@@ -1,35 +1,29 @@
-"""Checkpoint files: safetensors only, memory-mapped, and complete or refused.
+"""Checkpoint files: memory-mapped, and complete or refused.
 
 Tensors come as views of the file's pages: ranks of one host share them, and a tensor costs memory of its own only when its dtype is
-changed or it goes to another device. (Hazard: a file that is overwritten in place while mapped kills its readers; replace one by renaming.)
-Messages name tensors, never paths: they cross the wire.
+changed, it is stored quantised, or it goes to another device. (Hazard: a file that is overwritten in place while mapped kills its readers;
+replace one by renaming.) Messages name tensors, never paths: they cross the wire.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import BadCheckpoint
+from ..formats.entries import Entry
+from ..formats.read import read_header
+from .host_share import KINDS, shared_tensors
+from .packed import Packed
+from .weights import ConvertedWeights, Weights, open_weights
 
-PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "transformer.", "net.", "")
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.model.", "model.", "transformer.", "net.", "")
 """What files put before the names of the diffusion model, the longest first; all-in-one files keep other models beside it."""
 
-_SCALED_MARKS = (
-    ".comfy_quant",
-    ".weight_scale",
-    ".scale_weight",
-    ".scale_input",
-    "scaled_fp8",
-    ".input_scale",
-    ".weight_scale_2",
-)
 _NAMED = 8
 """How many tensors an error names before it only counts them."""
 
@@ -49,54 +43,87 @@ class Source:
 class Checkpoint:
     """An open file, seen through one prefix: names are those of the diffusion model."""
 
-    def __init__(self, file: Any, names: Mapping[str, str]) -> None:
-        self._file = file
-        self._names = names
+    def __init__(self, weights: Weights, entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> None:
+        self._weights = weights
+        self._entries = entries
+        self.metadata = metadata
+        """What the file says beside its tensors. Anybody may have written it: check what is used."""
 
     @property
     def names(self) -> Iterable[str]:
         """Every tensor's name, without the prefix."""
-        return self._names.keys()
+        return self._entries.keys()
 
     def __contains__(self, name: str) -> bool:
-        return name in self._names
+        return name in self._entries
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape, without reading it."""
-        return tuple(self._file.get_slice(self._names[name]).get_shape())
+        """A tensor's shape as the network sees it, without reading it."""
+        return self._entries[name].shape
 
-    def tensor(self, name: str) -> Tensor:
-        """A tensor in the file's own dtype, as a view of the mapped file."""
-        tensor: Tensor = self._file.get_tensor(self._names[name])
-        return tensor
+    def stored_bytes(self, name: str) -> int:
+        """What a tensor takes in the file."""
+        return self._entries[name].stored_bytes
+
+    def is_packed(self, name: str) -> bool:
+        """Whether the file stores a tensor quantised; not one that it lacks."""
+        return name in self._entries and self._entries[name].is_packed
+
+    def load(self, name: str, rows: tuple[int, int] | None, dtype: torch.dtype) -> Tensor:
+        """A tensor, or some rows of it, on the CPU: a view of the mapped file where nothing has to be computed."""
+        return self._weights.load(self._entries[name], rows, dtype)
+
+    def load_copy(self, name: str) -> Tensor:
+        """A tensor as float32, in memory of its own."""
+        tensor = self.load(name, None, torch.float32)
+        return tensor.clone() if self._entries[name].kind == "F32" else tensor
+
+    def packed(self, name: str) -> Packed | None:
+        """A matrix as the file stores it; None where it is stored as plain numbers."""
+        return self._weights.packed(self._entries[name])
 
     def under(self, prefix: str) -> Checkpoint:
         """The tensors whose names begin with ``prefix``, which is taken off."""
         return Checkpoint(
-            self._file, {name[len(prefix) :]: full for name, full in self._names.items() if name.startswith(prefix)}
+            self._weights,
+            {name[len(prefix) :]: entry for name, entry in self._entries.items() if name.startswith(prefix)},
+            self.metadata,
         )
+
+    def shared_in(self, dtype: torch.dtype, path: Path, progress: Callable[[float], None]) -> Checkpoint:
+        """The same, whose plain numbers of another dtype the ranks of this host convert once, into the file ``path``."""
+        shapes = {
+            entry.name: entry.shape
+            for entry in self._entries.values()
+            if entry.kind in KINDS and KINDS[entry.kind] != dtype
+        }
+        if not shapes:
+            return self
+        entries = {entry.name: entry for entry in self._entries.values()}
+        source = self._weights.mapped_again()
+        converted = shared_tensors(path, shapes, dtype, lambda name: source.load(entries[name], None, dtype), progress)
+        return Checkpoint(ConvertedWeights(self._weights, converted.tensors), self._entries, self.metadata)
+
+    def without(self, names: Collection[str]) -> Checkpoint:
+        """The same tensors but for some that may be there or not."""
+        kept = {name: entry for name, entry in self._entries.items() if name not in names}
+        return Checkpoint(self._weights, kept, self.metadata)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Map a safetensors file. Raises :class:`BadCheckpoint` for any other format (by name or content) and for damaged files."""
-    if path.is_dir():
-        raise BadCheckpoint("Choose a single .safetensors file: a folder cannot be loaded.")
-    if path.suffix.lower() not in (".safetensors", ".sft"):
-        raise BadCheckpoint(
-            f"Convert the checkpoint to .safetensors: {path.suffix[:16] or 'a file without an ending'} is not read."
-        )
-    try:
-        file: Any = safe_open(path, framework="pt", device="cpu")
-        names: list[str] = file.keys()
-        return Checkpoint(file, {name: name for name in names})
-    except FileNotFoundError as error:
-        raise BadCheckpoint("Put the checkpoint back or choose another one: the file is gone.") from error
-    except OSError as error:
-        raise BadCheckpoint(
-            f"Check the checkpoint's permissions and disk: it cannot be opened ({error.strerror})."
-        ) from error
-    except SafetensorError as error:
-        raise BadCheckpoint(f"Download the checkpoint again: it is no whole safetensors file ({error}).") from error
+    """Map a checkpoint. Raises :class:`BadCheckpoint` for formats that are not read (by name or content) and for damaged files."""
+    header = read_header(path)
+    return Checkpoint(open_weights(path), {entry.name: entry for entry in header.entries}, header.metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assembled:
+    """A network's weights."""
+
+    state: dict[str, Tensor]
+    """Parameter -> numbers in the compute dtype, on the device."""
+    packed: dict[str, Packed]
+    """Linear layer -> its weight as the file stores it."""
 
 
 def assemble(
@@ -104,40 +131,49 @@ def assemble(
     wanted: Mapping[str, Tensor],
     source_of: Callable[[str], Source],
     *,
+    linears: Collection[str] = (),
     dtype: torch.dtype,
     device: torch.device,
     progress: Callable[[float], None],
-) -> dict[str, Tensor]:
-    """The state dict of a network whose parameters are ``wanted`` (meta tensors will do), from the tensors of a file.
+) -> Assembled:
+    """The weights of a network whose parameters are ``wanted`` (meta tensors will do), from the tensors of a file.
 
-    Raises :class:`BadCheckpoint` that names tensors which are missing, of another shape, or not used by the network.
+    Weights of ``linears`` (names of linear layers) that the file stores quantised stay as they are stored. Check with
+    :func:`check_complete` first.
     """
     sources = {name: source_of(name) for name in wanted}
-    _check_complete(checkpoint, wanted, sources)
-    state: dict[str, Tensor] = {}
-    total_bytes = sum(parameter.numel() for parameter in wanted.values()) * dtype.itemsize
-    done_bytes = 0
+    assembled = Assembled(state={}, packed={})
+    wholes: dict[str, Packed] = {}
+    total = sum(parameter.numel() for parameter in wanted.values())
+    done = 0
     for name, source in sources.items():
-        state[name] = _read(checkpoint, source, dtype, device)
-        done_bytes += state[name].nbytes
-        progress(done_bytes / total_bytes)
-    return state
+        layer = name.removesuffix(".weight")
+        if stays_packed(checkpoint, name, source, linears) and (packed := checkpoint.packed(source.name)) is not None:
+            if source.name not in wholes:  # parts of a fused matrix share what was moved
+                wholes[source.name] = packed.to(device)
+            whole = wholes[source.name]
+            assembled.packed[layer] = whole if source.rows is None else whole.cut(source.rows)
+        else:
+            assembled.state[name] = _read(checkpoint, source, dtype, device)
+        done += wanted[name].numel()
+        progress(done / total)
+    return assembled
+
+
+def stays_packed(checkpoint: Checkpoint, parameter: str, source: Source, linears: Collection[str]) -> bool:
+    """Whether a parameter of a network stays as the file stores it."""
+    return parameter.removesuffix(".weight") in linears and not source.swap_halves and checkpoint.is_packed(source.name)
 
 
 def _read(checkpoint: Checkpoint, source: Source, dtype: torch.dtype, device: torch.device) -> Tensor:
-    tensor = checkpoint.tensor(source.name)
-    if source.rows is not None:
-        tensor = tensor[source.rows[0] : source.rows[1]]
-    tensor = tensor.to(device=device, dtype=dtype)
+    tensor = checkpoint.load(source.name, source.rows, dtype).to(device)
     return torch.cat(tensor.chunk(2)[::-1]) if source.swap_halves else tensor
 
 
-def _check_complete(checkpoint: Checkpoint, wanted: Mapping[str, Tensor], sources: Mapping[str, Source]) -> None:
+def check_complete(checkpoint: Checkpoint, wanted: Mapping[str, Tensor], source_of: Callable[[str], Source]) -> None:
+    """Raises :class:`BadCheckpoint` that names tensors which are missing, of another shape, or not used by the network."""
+    sources = {name: source_of(name) for name in wanted}
     used = {source.name for source in sources.values()}
-    if scaled := sorted(name for name in checkpoint.names if name.endswith(_SCALED_MARKS)):
-        raise BadCheckpoint(
-            f"Choose a checkpoint without scaled or quantised weights: this one has {_some(scaled)}, which are not read yet."
-        )
     if missing := sorted(used - set(checkpoint.names)):
         raise BadCheckpoint(f"Download the checkpoint again, or choose a complete one: {_some(missing)} missing.")
     if unexpected := sorted(set(checkpoint.names) - used):

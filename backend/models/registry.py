@@ -4,32 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from ..errors import OutOfMemory, UnsupportedFamily
 from ..parallel.mesh import SequenceMesh
 from .adapter import Adapter
+from .blueprint import Blueprint
 from .checkpoint import PREFIXES, Checkpoint, open_checkpoint
-from .flux import FluxFamily
+from .families.flux import Flux
+from .families.flux2 import Flux2
+from .families.hunyuan_video import HunyuanVideo
+from .families.ltx_video import LtxVideo
+from .families.qwen_image import QwenImage
+from .families.sd3 import Sd3
+from .families.wan import Wan
+from .families.z_image import ZImage
+from .family import Family
+from .lora.variants import Variants
+from .packed import packed_bytes
+
+FAMILIES: tuple[Family[Any], ...] = (Flux(), Sd3(), Wan(), ZImage(), QwenImage(), Flux2(), LtxVideo(), HunyuanVideo())
+"""The first one that recognises a file gets it: a narrower family comes first."""
 
 
-class Family(Protocol):
-    """How one architecture is found in a file and brought up."""
-
-    name: str
-
-    def recognises(self, checkpoint: Checkpoint) -> bool:
-        """Whether the tensor names (prefix taken off) are this family's; reads no tensor."""
-
-    def load(
-        self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, progress: Callable[[float], None]
-    ) -> tuple[Any, int]:
-        """The adapter and its number of attention heads. Raises ``BadCheckpoint``."""
-
-
-FAMILIES: tuple[Family, ...] = (FluxFamily(),)
+WeightBytes = Callable[[torch.dtype], int]
+"""Compute dtype -> bytes that a checkpoint's weights take in it."""
 
 
 class ResidentModel:
@@ -44,6 +45,7 @@ class ResidentModel:
         device: torch.device,
         size_bytes: int,
         adapter: Adapter,
+        variants: Variants | None = None,
     ) -> None:
         self.family = family
         self.num_heads = num_heads
@@ -51,6 +53,18 @@ class ResidentModel:
         self.device = device
         self.size_bytes = size_bytes
         self.adapter = adapter
+        self.variants = variants
+        """Its LoRA sets; None for a model that has no weights to change."""
+
+    @property
+    def held_bytes(self) -> int:
+        """Its weights, and those that LoRAs put beside them, where they are more than pages of a file."""
+        if self.variants is None:
+            return self.size_bytes
+        changed = self.variants.private_bytes
+        if self.device.type != "cpu":
+            changed += self.variants.size_bytes(self.variants.current)
+        return self.size_bytes + changed
 
     def bind(self, mesh: SequenceMesh) -> None:
         """Run on this mesh from now on. Cheap; nothing happens when it is the current one."""
@@ -58,27 +72,45 @@ class ResidentModel:
 
 
 def load_model(
-    path: Path, *, dtype: torch.dtype, device: torch.device, progress: Callable[[float], None]
+    path: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Callable[[float], None],
+    make_room: Callable[[WeightBytes], None] = lambda _: None,
+    shared_file: Path | None = None,
 ) -> ResidentModel:
     """Load a checkpoint and compute in ``dtype`` on ``device``; ``progress`` hears fractions up to 1.
 
+    ``make_room`` is told what the weights will take before any is read, and may refuse. On the CPU, ranks of one host share in ``shared_file``
+    what they have to convert.
+
     Raises :class:`BadCheckpoint`, :class:`UnsupportedFamily`, or :class:`OutOfMemory`.
     """
-    checkpoint = open_checkpoint(path)
-    family, weights = find_family(checkpoint)
+    family, weights = find_family(open_checkpoint(path))
+    blueprint = Blueprint(family, weights)
+    make_room(blueprint.weight_bytes)
     try:
-        adapter, num_heads = family.load(weights, dtype=dtype, device=device, progress=progress)
+        adapter = blueprint.load(dtype=dtype, device=device, progress=progress, shared_file=shared_file)
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(
             "Choose a smaller checkpoint or weight dtype: the model does not fit into the GPU's memory."
         ) from error
-    size_bytes = sum(parameter.nbytes for parameter in adapter.network.parameters())
+    # Tables of positions are buffers, and large ones; packed weights are not in the state.
+    network = adapter.network
+    size_bytes = sum(tensor.nbytes for tensor in network.state_dict().values()) + packed_bytes(network)
     return ResidentModel(
-        family=family.name, num_heads=num_heads, dtype=dtype, device=device, size_bytes=size_bytes, adapter=adapter
+        family=family.name,
+        num_heads=blueprint.num_heads,
+        dtype=dtype,
+        device=device,
+        size_bytes=size_bytes,
+        adapter=adapter,
+        variants=Variants(adapter, weights),
     )
 
 
-def find_family(checkpoint: Checkpoint) -> tuple[Family, Checkpoint]:
+def find_family(checkpoint: Checkpoint) -> tuple[Family[Any], Checkpoint]:
     """The family of a file, and the file seen through its prefix. Raises :class:`UnsupportedFamily` that lists what we run."""
     for prefix in PREFIXES:
         weights = checkpoint.under(prefix)

@@ -38,7 +38,7 @@ class WorkerGroup:
         self.control = control
         self.transport = transport
         self._meshes = meshes
-        self._any_mesh = next(iter(meshes.values()))
+        self._any_mesh = next(iter(meshes.values()))  # the first one has cfg=1: its sequence is on all ranks
 
     @property
     def device(self) -> torch.device:
@@ -80,7 +80,7 @@ class WorkerGroup:
     def broadcast(self, tensor: Tensor, src: int = 0) -> None:
         """Overwrite ``tensor`` (contiguous, on :attr:`device`) with that of rank ``src``. Collective."""
         if self.world_size > 1:
-            self.transport.broadcast(tensor, src, self._any_mesh.world.process_group)
+            self.transport.broadcast(tensor, src, self._any_mesh.sequence.process_group)
 
     def exchange_control(self, vector: Tensor) -> Callable[[], Tensor]:
         """Begin to gather all ranks' control vectors. Collective.

@@ -1,4 +1,4 @@
-"""The two axes of a plan, as process groups: ring (outer) and ulysses (inner), and the whole group for the final gather.
+"""The axes of a plan, as process groups: cfg (outer), ring and ulysses (inner), and the ranks of one sequence for the final gather.
 
 Meshes are built once, right after the process group, in the order of :func:`~.plan.factor_plans` on every rank: creating a
 process group is collective, and another order on one rank is a deadlock.
@@ -46,17 +46,24 @@ class SequenceMesh:
     """Where this rank stands in a plan, and how it reaches the others."""
 
     plan: Plan
-    rank: int
     device: torch.device
     transport: Transport
     ulysses: Axis
     ring: Axis
-    world: Axis
+    sequence: Axis
+    """The ranks over which one sequence is split: ring times ulysses."""
+    cfg: Axis
+    """The ranks that hold the same part of other branches' sequences."""
+
+    @property
+    def rank(self) -> int:
+        """This rank's place among those that share its sequence."""
+        return self.sequence.index
 
     @property
     def world_size(self) -> int:
         """Ranks over which a sequence is split."""
-        return self.world.size
+        return self.sequence.size
 
 
 def build_meshes(
@@ -80,16 +87,21 @@ def build_meshes(
         own = next(line for line in lines if rank in line)
         return Axis(ranks=own, index=own.index(rank), group=groups.get(own))
 
-    meshes: dict[Plan, SequenceMesh] = {}
-    for plan in factor_plans(world_size):
-        u, r = plan.ulysses, plan.ring
-        meshes[plan] = SequenceMesh(
-            plan=plan,
-            rank=rank,
-            device=device,
-            transport=transport,
-            world=axis_with([tuple(range(world_size))]),
-            ulysses=axis_with([tuple(range(j * u, (j + 1) * u)) for j in range(r)]),
-            ring=axis_with([tuple(range(i, world_size, u)) for i in range(u)]),
-        )
-    return meshes
+    return {plan: _mesh(plan, device, transport, axis_with) for plan in factor_plans(world_size)}
+
+
+def _mesh(
+    plan: Plan, device: torch.device, transport: Transport, axis_with: Callable[[list[tuple[int, ...]]], Axis]
+) -> SequenceMesh:
+    u, r = plan.ulysses, plan.ring
+    each = u * r
+    starts = range(0, plan.world_size, each)
+    return SequenceMesh(
+        plan=plan,
+        device=device,
+        transport=transport,
+        sequence=axis_with([tuple(range(start, start + each)) for start in starts]),
+        ulysses=axis_with([tuple(range(start + j * u, start + (j + 1) * u)) for start in starts for j in range(r)]),
+        ring=axis_with([tuple(range(start + i, start + each, u)) for start in starts for i in range(u)]),
+        cfg=axis_with([tuple(range(i, plan.world_size, each)) for i in range(each)]),
+    )

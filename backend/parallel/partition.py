@@ -115,6 +115,25 @@ class Partition:
         return tuple(sum(per_rank[j * self.ulysses : (j + 1) * self.ulysses]) for j in range(self.ring))
 
     @cached_property
+    def _parts(self) -> dict[str, Partition]:
+        return {}
+
+    def seen_by(self, streams: str) -> Partition:
+        """What an attention to some of the streams works with. ``streams``: their names, joined by commas; empty: all of them.
+
+        The order is that of :attr:`streams`. Kept, because it has indices on the device.
+        """
+        if not streams:
+            return self
+        if streams not in self._parts:
+            names = streams.split(",")
+            if unknown := sorted(set(names) - set(self.streams)):
+                raise InternalError(f"An attention sees {', '.join(unknown)}, the call has {', '.join(self.streams)}.")
+            chosen = {name: split for name, split in self.streams.items() if name in names}
+            self._parts[streams] = Partition(ring=self.ring, ulysses=self.ulysses, streams=chosen)
+        return self._parts[streams]
+
+    @cached_property
     def _valid_indices(self) -> dict[tuple[int, torch.device], Tensor]:
         return {}
 

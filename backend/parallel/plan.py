@@ -55,15 +55,24 @@ class Plan:
         return cls(**degrees)
 
 
+CFG_DEGREES = (1, 2)
+"""Guidance has two branches, positive and negative."""
+
+
 def factor_plans(world_size: int) -> list[Plan]:
-    """Every plan with ``cfg=1`` that uses ``world_size`` ranks, largest ulysses first.
+    """Every plan that uses ``world_size`` ranks, ``cfg=1`` first, then largest ulysses first.
 
     Process groups are created in this order: it must be the same on every rank.
     """
     if world_size < 1:
         raise BadPlan(f"A worker group has at least one rank: got {world_size}.")
-    degrees = (u for u in range(world_size, 0, -1) if world_size % u == 0)
-    return [Plan(ring=world_size // ulysses, ulysses=ulysses) for ulysses in degrees]
+    return [
+        Plan(cfg=cfg, ring=world_size // cfg // ulysses, ulysses=ulysses)
+        for cfg in CFG_DEGREES
+        if world_size % cfg == 0
+        for ulysses in range(world_size // cfg, 0, -1)
+        if world_size // cfg % ulysses == 0
+    ]
 
 
 def legal_plans(world_size: int, num_heads: int) -> list[Plan]:
@@ -71,18 +80,20 @@ def legal_plans(world_size: int, num_heads: int) -> list[Plan]:
     return [plan for plan in factor_plans(world_size) if num_heads % plan.ulysses == 0]
 
 
-def choose_plan(requested: Plan | None, world_size: int, num_heads: int) -> Plan:
+def choose_plan(requested: Plan | None, world_size: int, num_heads: int, *, branches: int = 1) -> Plan:
     """The plan to run: ``requested`` if it is legal, else :class:`BadPlan` that names the legal ones.
 
-    ``None`` means auto: the largest legal ulysses degree, the rest of the group in the ring. (Ulysses moves 4/u of the
-    activations once per attention, a ring moves all keys and values r-1 times.)
+    ``None`` means auto: two branches on two halves of the group where it has halves (they exchange one latent a call), and in each
+    the largest legal ulysses degree, the rest in the ring. (Ulysses moves 4/u of the activations once per attention, a ring moves all keys
+    and values r-1 times.) A plan with ``cfg=2`` that was asked for runs a job of one branch too: both halves compute it.
     """
     legal = legal_plans(world_size, num_heads)
     if requested is None:
-        return legal[0]
+        cfg = 2 if branches > 1 and world_size % 2 == 0 else 1
+        return next(plan for plan in legal if plan.cfg == cfg)
     names = "; ".join(map(str, legal))
-    if requested.cfg > 1:
-        raise BadPlan(f"Choose a plan with cfg=1: CFG parallel is not part of this release. Legal plans: {names}.")
+    if requested.cfg not in CFG_DEGREES:
+        raise BadPlan(f"Choose a plan with cfg=1 or cfg=2: guidance has two branches. Legal plans: {names}.")
     if requested.world_size != world_size:
         raise BadPlan(
             f"Choose a plan for {world_size} rank(s): {requested} needs {requested.world_size}. Legal plans: {names}."

@@ -7,7 +7,7 @@ the processors of one network only: other models in the process, and diffusers' 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import InternalError
 from .exchange import Codec, Exchange, RawCodec
-from .hooks import Gather, Sharder, Split
+from .hooks import Gather, Sharder, Split, SplitOutput
 from .mesh import SequenceMesh
 from .partition import Partition
 from .usp import CallContext, running_call, usp_operator
@@ -25,11 +25,14 @@ _BACKEND = "tutti_usp"
 
 
 class SeamLayer:
-    """What lies in one processor's ``_parallel_config``: the token buffer of its network, and whether the processor was ever reached."""
+    """What lies in one processor's ``_parallel_config``: the token buffer of its network, which streams its attention sees, and whether
+    the processor was ever reached."""
 
-    def __init__(self, name: str, token: Tensor) -> None:
+    def __init__(self, name: str, token: Tensor, streams: Sequence[str] = ()) -> None:
         self.name = name
         self.token = token
+        self.streams = ",".join(streams)
+        """As the operator takes them; empty: all of the call's."""
         self.reached = False
 
 
@@ -62,7 +65,8 @@ def diffusers_backend() -> Any:
             )
         if not torch.compiler.is_compiling():
             _parallel_config.reached = True
-        return operator(query, key, value, _parallel_config.token, query.shape[-1] ** -0.5 if scale is None else scale)
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        return operator(query, key, value, _parallel_config.token, scale, _parallel_config.streams)
 
     _AttentionBackendRegistry.register(backend, constraints=[], supports_context_parallel=True)(tutti_usp)
     return backend
@@ -123,15 +127,17 @@ def bind(
     network: nn.Module,
     mesh: SequenceMesh,
     *,
-    splits: tuple[Split, ...],
+    splits: Sequence[Split | SplitOutput],
     gather: Gather,
     is_joint_attention: Callable[[str], bool],
+    streams_of: Callable[[str], Sequence[str]] = lambda name: (),
     codec: Codec | None = None,
 ) -> Binding:
     """Install the seam on ``network``.
 
-    ``splits`` and ``gather`` say which inputs are cut and which output is put together again; ``is_joint_attention`` selects, by module
-    name, the attentions that see all streams. Raises :class:`InternalError` when a selected attention has no seam.
+    ``splits`` and ``gather`` say which tensors are cut and which output is put together again; ``is_joint_attention`` selects, by module
+    name, the attentions that see the tokens of all ranks, and ``streams_of`` says of which streams (empty: of all). Raises
+    :class:`InternalError` when a selected attention has no seam.
     """
     selected = [
         (name, module.processor)
@@ -146,7 +152,7 @@ def bind(
                 f"{name} has a {type(processor).__name__}, which lets no backend in. The model is refused."
             )
     token = torch.zeros(1, device=mesh.device)
-    layers = [SeamLayer(name, token) for name, _ in selected]
+    layers = [SeamLayer(name, token, streams_of(name)) for name, _ in selected]
     undo = [_install(processor, layer) for (_, processor), layer in zip(selected, layers, strict=True)]
     sharder = Sharder(mesh, splits, gather)
     undo.append(sharder.install(network))

@@ -4,8 +4,8 @@ Opaque to ``torch.compile`` on purpose: streams, buffers, codecs and their state
 them. Two things keep the operator's calls in order and alive: it declares that it mutates a one-element token buffer (an effect
 token would do too, but turns the compile cache off), and it is tagged unsafe for CUDA graphs, so that graphs are cut around it.
 
-What the operator works with comes from the :class:`CallContext` of the running model call, never from its arguments: an integer
-layer index would recompile every block.
+What the operator works with comes from the :class:`CallContext` of the running model call, not from its arguments: an integer layer
+index would recompile every block. The exception is which streams an attention sees: like blocks have the same, so nothing recompiles.
 """
 
 from __future__ import annotations
@@ -50,13 +50,16 @@ def running_call(context: CallContext) -> Iterator[CallContext]:
         _running.reset(reset)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Exact attention over all ranks' tokens; ``[B, n, H, D]`` in and out, n being the tokens of this rank. Collective."""
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, streams: str = "") -> Tensor:
+    """Exact attention over all ranks' tokens; ``[B, n, H, D]`` in and out, n being the tokens of this rank. Collective.
+
+    ``streams``: the names of those that the tokens are of, joined by commas; empty: all of the call's.
+    """
     context = _running.get()
     if context is None:
         raise InternalError("An attention ran outside a model call: use Binding.call().")
     context.attentions += 1
-    exchange, partition = context.exchange, context.partition
+    exchange, partition = context.exchange, context.partition.seen_by(streams)
     mesh = exchange.mesh
     held = partition.peers_held(mesh.ring.index)
     if q.shape[1] != held[mesh.ulysses.index]:
@@ -68,23 +71,27 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 
 @functools.cache
-def usp_operator() -> Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]:
-    """``tutti::usp_attention(q, k, v, token, scale)``, registered with torch on first use; see :func:`attend`.
+def usp_operator() -> Callable[..., Tensor]:
+    """``tutti::usp_attention(q, k, v, token, scale, streams="")``, registered with torch on first use; see :func:`attend`.
 
     ``token`` is any one-element tensor that lives as long as the model. It is declared as mutated and left alone.
     """
 
-    def usp_attention(q: Tensor, k: Tensor, v: Tensor, token: Tensor, scale: float) -> Tensor:
-        return attend(q, k, v, scale)
+    def usp_attention(q: Tensor, k: Tensor, v: Tensor, token: Tensor, scale: float, streams: str = "") -> Tensor:
+        return attend(q, k, v, scale, streams)
 
     # torch reads the schema from real types, which the postponed annotations of this file hide.
-    usp_attention.__annotations__ = {**dict.fromkeys(("q", "k", "v", "token", "return"), Tensor), "scale": float}
+    usp_attention.__annotations__ = {
+        **dict.fromkeys(("q", "k", "v", "token", "return"), Tensor),
+        "scale": float,
+        "streams": str,
+    }
     operator = torch.library.custom_op(
         "tutti::usp_attention", usp_attention, mutates_args=("token",), tags=(torch.Tag.cudagraph_unsafe,)
     )
 
     @operator.register_fake
-    def _(q: Tensor, k: Tensor, v: Tensor, token: Tensor, scale: float) -> Tensor:
+    def _(q: Tensor, k: Tensor, v: Tensor, token: Tensor, scale: float, streams: str = "") -> Tensor:
         return q.new_empty(q.shape)
 
     return operator

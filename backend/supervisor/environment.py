@@ -31,6 +31,8 @@ class RankEnvironment:
     incarnation: str
     group_id: int
     rank_endpoint: str
+    shared_folder: str
+    """Where ranks of one host keep what they share: only this user's."""
     liveness: str
     init_method: str
     device: str
@@ -55,6 +57,7 @@ class RankEnvironment:
             "TUTTI_INCARNATION": self.incarnation,
             "TUTTI_GROUP_ID": str(self.group_id),
             "TUTTI_RANK_ENDPOINT": self.rank_endpoint,
+            "TUTTI_SHARED_FOLDER": self.shared_folder,
             LIVENESS_VARIABLE: self.liveness,
             "TUTTI_INIT_METHOD": self.init_method,
             "TUTTI_DEVICE": self.device,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -57,6 +58,8 @@ class Incarnation:
             directory=settings.runtime_dir / f"stores-{self.name[:8]}"
         )
         self._lifeline = Lifeline(settings.runtime_dir / f"alive-{self.name[:8]}")
+        self._shared_folder = settings.runtime_dir / f"shared-{self.name[:8]}"
+        """Where the ranks keep what they share: made by the first that needs it."""
         self._unread = b""
         self._ranks: list[HeldProcess] = []
         self._rendezvous.prepare()
@@ -75,6 +78,7 @@ class Incarnation:
             incarnation=self.name,
             group_id=settings.group_id,
             rank_endpoint=settings.rank_endpoint,
+            shared_folder=str(self._shared_folder),
             liveness=str(self._lifeline.path),
             init_method=self._rendezvous.init_method,
             device=settings.device,
@@ -135,6 +139,7 @@ class Incarnation:
         self._ranks.clear()
         os.close(self._report_fd)
         self._rendezvous.clean_up()
+        shutil.rmtree(self._shared_folder, ignore_errors=True)
 
     @property
     def pids(self) -> list[int]:

@@ -63,3 +63,12 @@ SIGMAS: Final = 10_001
 
 BRANCHES: Final = 8
 """Most conditioning branches of one Sample, and most calls of one Evaluate."""
+
+LORAS: Final = 64
+"""Most LoRAs of one job."""
+
+STORED_BYTES: Final = 8 * 1024**3
+"""Largest file that a client may store in pieces."""
+
+STORE_PIECE_BYTES: Final = 8 * 1024**2
+"""Of a file that is stored in pieces: what the broker may have to hold for each Store that it has not answered."""

@@ -15,8 +15,10 @@ from .limits import (
     BRANCHES,
     KIND_LENGTH,
     LISTED,
+    LORAS,
     MANIFEST_NUMBERS,
     NAME_LENGTH,
+    STORED_BYTES,
     TENSOR_FRAMES,
     TEXT_LENGTH,
 )
@@ -159,7 +161,41 @@ class Status:
     restarts: int = field(metadata=_COUNT)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store:
+    """C -> B. A piece of a file that the client has only in memory, a LoRA that ComfyUI has read: safetensors, named by its bytes.
+
+    Tensor: ``bytes`` U8 [n]; absent, it asks how much is there. Pieces come in order; a piece that does not begin where the file ends
+    is not taken. The digest is the 128-bit BLAKE2b of the whole file; the broker checks it when the last byte is there.
+    """
+
+    request: int = field(metadata=_COUNT)
+    digest: str = field(metadata=_ID)
+    size_bytes: int = field(metadata=bounded(low=1, high=STORED_BYTES))
+    """Of the whole file."""
+    offset: int = field(default=0, metadata=_COUNT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """B -> C. Answers Store: how much of the file is there. All of it: jobs may name ``stored/<digest>.safetensors``."""
+
+    request: int = field(metadata=_COUNT)
+    digest: str = field(metadata=_ID)
+    have_bytes: int = field(metadata=_COUNT)
+
+
 # --- Client and broker: jobs ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraRef:
+    """One LoRA of a job."""
+
+    name: str = field(metadata=_NAME)
+    """In the daemon's folders (``loras/detail.safetensors``), or what was stored (``stored/<digest>.safetensors``)."""
+    strength: float = field(metadata=bounded(low=-1000, high=1000))
+    """Negative ones take away; 0 changes nothing and is not sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +210,8 @@ class ModelRef:
     """Compute dtype."""
     plan: str = field(default="", metadata=bounded(length=64, pattern=r"[a-z0-9=,]*"))
     """``ulysses=2,ring=1``; empty leaves it to the daemon."""
+    loras: tuple[LoraRef, ...] | None = field(default=None, metadata=bounded(items=LORAS))
+    """In the order in which they are applied; absent where there are none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,8 +274,8 @@ class Call:
 class Evaluate:
     """C -> B. One turn of a trajectory whose loop runs in the client: a list of model calls. The first turn opens it.
 
-    Tensors: ``call.<index>.x`` [B,C,H,W] as the network gets it (concat channels included), ``call.<index>.timestep``
-    F32 [B].
+    Tensors: ``call.<index>.x`` [B,C,H,W] or [B,C,F,H,W] as the network gets it (concat channels included),
+    ``call.<index>.timestep`` F32 [B], or one for each frame [B,F] or position [B,F*H*W,1].
     """
 
     job_id: str = field(metadata=_ID)
@@ -355,6 +393,16 @@ class RankHello:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoraFile:
+    """A LoRA of a job, found."""
+
+    path: str = field(metadata=_TEXT)
+    """Only on the rank leg, like the checkpoint's."""
+    fingerprint: str = field(metadata=bounded(length=64))
+    strength: float = field(metadata=bounded(low=-1000, high=1000))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prepare:
     """B -> every R. The first phase of dispatch: check and load, touch no collective.
 
@@ -374,6 +422,8 @@ class Prepare:
     """Trajectories whose state every rank drops now."""
     sample: Sample | None = None
     evaluate: Evaluate | None = None
+    loras: tuple[LoraFile, ...] | None = field(default=None, metadata=bounded(items=LORAS))
+    """Those of the job, in its order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -381,6 +431,8 @@ class Prepared:
     """R -> B. This rank could run the job."""
 
     sequence: int = field(metadata=_POSITIVE)
+    changed: str | None = field(default=None, metadata=_ID)
+    """Checksum of the weights that the job's LoRAs changed; absent without LoRAs. Ranks of several hosts compute them from files of their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -431,7 +483,7 @@ class Done:
 MESSAGES: dict[str, type[Any]] = {
     cls.__name__: cls
     for cls in (
-        Hello, Welcome, Ping, Pong, Describe, Described, StatusRequest, Status,
+        Hello, Welcome, Ping, Pong, Describe, Described, StatusRequest, Status, Store, Stored,
         Sample, Upload, Evaluate, Release, Cancel, Accepted, Progress, Preview, Result, Evaluated, Ended, Failed,
         RankHello, Prepare, Prepared, Refused, Go, Repeat, Abort, Done,
     )
@@ -439,7 +491,7 @@ MESSAGES: dict[str, type[Any]] = {
 """Name on the wire -> class."""
 
 Message = (
-    Hello | Welcome | Ping | Pong | Describe | Described | StatusRequest | Status
+    Hello | Welcome | Ping | Pong | Describe | Described | StatusRequest | Status | Store | Stored
     | Sample | Upload | Evaluate | Release | Cancel | Accepted | Progress | Preview | Result | Evaluated | Ended | Failed
     | RankHello | Prepare | Prepared | Refused | Go | Repeat | Abort | Done
 )  # fmt: skip

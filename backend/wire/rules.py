@@ -25,6 +25,7 @@ from .messages import (
     Repeat,
     Result,
     Sample,
+    Store,
     Upload,
 )
 from .schema import SchemaError
@@ -105,9 +106,13 @@ def _calls(count: int, parts: Parts) -> None:
     known = []
     for index in range(count):
         x, timestep = f"call.{index}.x", f"call.{index}.timestep"
-        batch = _latent(parts, x, FLOATS)[0]
-        if _need(parts, timestep, _F32) != (batch,):
-            raise SchemaError(f"{parts[timestep].shape} is not one number for each of the batch of {batch}", timestep)
+        shape = _latent(parts, x, FLOATS)
+        # As ComfyUI gives them: per picture, per frame, or per position of the latent.
+        if _need(parts, timestep, _F32) not in (shape[:1], (shape[0], shape[2]), (shape[0], math.prod(shape[2:]), 1)):
+            raise SchemaError(
+                f"{parts[timestep].shape} is not one number for each of the batch of {shape[0]}, nor for each of its frames or positions",
+                timestep,
+            )
         known += [x, timestep]
     _only(parts, known)
 
@@ -122,6 +127,23 @@ def _evaluated(message: Evaluated, parts: Parts) -> None:
 def _upload(message: Upload, parts: Parts) -> None:
     if not parts:
         raise SchemaError("an Upload without tensors")
+
+
+def _store(message: Store, parts: Parts) -> None:
+    if "bytes" in parts:
+        (size,) = _row(parts, "bytes", frozenset({"U8"}))
+        if size > limits.STORE_PIECE_BYTES:
+            raise SchemaError(f"a piece of {size} bytes, at most {limits.STORE_PIECE_BYTES} are taken", "bytes")
+        if message.offset + size > message.size_bytes:
+            raise SchemaError(f"{size} bytes at {message.offset} of a file of {message.size_bytes}", "bytes")
+    _only(parts, ("bytes",))
+
+
+def _row(parts: Parts, name: str, dtypes: frozenset[str]) -> tuple[int, ...]:
+    shape = _need(parts, name, dtypes)
+    if len(shape) != 1 or shape[0] < 1:
+        raise SchemaError(f"{shape} is not a row", name)
+    return shape
 
 
 def _preview(message: Preview, parts: Parts) -> None:
@@ -189,6 +211,7 @@ def _only(parts: Parts, known: Collection[str], prefix: tuple[str, ...] = ()) ->
 _RULES: Final[dict[type, Callable[[Any, Parts], None]]] = {
     Sample: _sample,
     Upload: _upload,
+    Store: _store,
     Evaluate: _evaluate,
     Evaluated: _evaluated,
     Preview: _preview,

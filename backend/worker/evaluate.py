@@ -10,7 +10,7 @@ from torch import Tensor
 from ..wire.messages import Evaluate
 from ..wire.tensors import TensorSpec
 from .inputs import Specs, uploads
-from .network import GatedNetwork
+from .network import BranchCall, GatedNetwork
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,15 +57,19 @@ def keep_uploads(trajectory: Trajectory, specs: Specs, tensors: Mapping[str, Ten
 def run_evaluate(
     evaluate: Evaluate, tensors: Mapping[str, Tensor], trajectory: Trajectory, network: GatedNetwork
 ) -> dict[str, Tensor]:
-    """Make the turn's calls in order; ``call.<index>.out`` in the dtype of x. Collective.
+    """Make the turn's calls, in order or side by side; ``call.<index>.out`` in the dtype of x. Collective.
 
     Raises:
         JobCancelled, Draining: on every rank alike, between two calls.
     """
-    outputs = {}
+    calls = []
     for index, call in enumerate(evaluate.calls):
         x = tensors[f"call.{index}.x"]
         conditioning = network.prepare(trajectory.uploads[call.conditioning], x.shape[0])
-        velocity = network(x, tensors[f"call.{index}.timestep"], conditioning, call.options)
-        outputs[f"call.{index}.out"] = velocity.to(x.dtype)
-    return outputs
+        timestep = tensors[f"call.{index}.timestep"]
+        calls.append(BranchCall(x=x, timestep=timestep, conditioning=conditioning, options=call.options))
+    velocities = network.each(calls)
+    return {
+        f"call.{index}.out": velocity.to(call.x.dtype)
+        for index, (call, velocity) in enumerate(zip(calls, velocities, strict=True))
+    }

@@ -96,16 +96,22 @@ def evaluate_calls(evaluate: Evaluate, specs: Specs, uploaded: Uploads) -> list[
     Raises:
         BadRequest: conditioning that was never uploaded, or that belongs into x.
     """
-    return [_call(call, index, specs[f"call.{index}.x"].shape, uploaded) for index, call in enumerate(evaluate.calls)]
+    return [_call(call, index, specs, uploaded) for index, call in enumerate(evaluate.calls)]
 
 
-def _call(call: Call, index: int, x_shape: tuple[int, ...], uploaded: Uploads) -> CallSpec:
+def _call(call: Call, index: int, specs: Specs, uploaded: Uploads) -> CallSpec:
+    x_shape, timestep_shape = specs[f"call.{index}.x"].shape, specs[f"call.{index}.timestep"].shape
     if call.conditioning not in uploaded:
         raise BadRequest(f"Upload the conditioning of call {index} first: {call.conditioning} is not known here.")
     conditioning = uploaded[call.conditioning]
     if CONCAT in conditioning:
         raise BadRequest("Send x with its concatenated channels: they are not conditioning in an Evaluate.")
-    return CallSpec(x_shape=x_shape, conditioning=_repeated(conditioning, x_shape[0]), options=call.options)
+    return CallSpec(
+        x_shape=x_shape,
+        timestep_shape=timestep_shape,
+        conditioning=_repeated(conditioning, x_shape[0]),
+        options=call.options,
+    )
 
 
 def _repeated(conditioning: Specs, batch: int) -> dict[str, tuple[int, ...]]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 import torch
 
 from ..errors import Draining, JobCancelled, RemoteProtocolError, TuttiError
 from ..parallel.group import WorkerGroup
+from ..parallel.mesh import SequenceMesh
 from ..wire.codec import Received
 from ..wire.messages import Abort, Cancel, Evaluate, Go, Prepare, Repeat, Sample
 from ..wire.tensors import WireTensor
@@ -21,7 +23,7 @@ from .network import GatedNetwork
 from .preparation import PreparedJob, job_of, make_ready
 from .preview import Previews
 from .report import JobReport, RankReport, StepClock
-from .residency import ResidentModels, free_memory, used_bytes
+from .residency import ResidentModels
 from .stopping import StopSignal
 from .tensors import share
 from .trajectory import run_sample
@@ -35,7 +37,11 @@ log = logging.getLogger(__name__)
 class RankLoop:
     """One rank at work."""
 
-    def __init__(self, group: WorkerGroup, link: BrokerLink, models: ResidentModels, stop: StopSignal) -> None:
+    def __init__(
+        self, group: WorkerGroup, link: BrokerLink, models: ResidentModels, stop: StopSignal, shared_folder: Path
+    ) -> None:
+        """``shared_folder``: where ranks of this host keep weights that LoRAs have changed, once for all of them."""
+        self._shared_folder = shared_folder
         self._group = group
         self._link = link
         self._models = models
@@ -109,16 +115,24 @@ class RankLoop:
                 world_size=self._group.world_size,
                 models=self._models,
                 trajectories=self._trajectories,
+                shared_folder=self._shared_folder,
                 progress=report.loading,
             )
         except Exception as error:
             refusal = self._name(error, f"refused job {prepare.sequence}")
         # Out of the except block, whose traceback keeps what was allocated alive.
         if refusal is None:
-            self._report.prepared(prepare.sequence)
+            self._report.prepared(prepare.sequence, self._checksum(self._waiting))
         else:
-            free_memory(self._group.device)
+            self._models.memory.free()
             self._report.refused(prepare.sequence, refusal)
+
+    @staticmethod
+    def _checksum(prepared: PreparedJob | None) -> str | None:
+        """Of the weights that the job's LoRAs changed."""
+        if prepared is None or prepared.model.variants is None:
+            return None
+        return prepared.model.variants.checksum(prepared.variant)
 
     def _go(self, prepared: PreparedJob, *, ready_since_last_turn: bool = False) -> None:
         """Run a job together with the other ranks, and leave it together with them."""
@@ -137,13 +151,13 @@ class RankLoop:
         if failure:
             with ends_process_after(AGREEMENT_S, "agreeing on a failure", exit_status(failure.code)):
                 gate.agree_on(failure)
-            free_memory(self._group.device)
+            self._models.memory.free()
         if ended_by := left or failure:
             report.failed(ended_by)
         elif isinstance(prepared.job, Evaluate):
             self._ran = replace(prepared, frames={})  # the frames' memory goes back to the socket
         self._wait_for_device()
-        memory_bytes = used_bytes(self._group.device)
+        memory_bytes = self._models.memory.used_bytes
         self._report.done(prepared.sequence, memory_bytes=memory_bytes, resident=self._models.names)
 
     def _name(self, error: Exception, what: str) -> TuttiError:
@@ -158,15 +172,18 @@ class RankLoop:
             gate.call = self._trajectories.open(prepared.job.job_id).calls
             gate.start()
         tensors = share(self._group, prepared.specs, prepared.frames)
-        prepared.model.bind(self._group.mesh(prepared.plan))
+        mesh = self._group.mesh(prepared.plan)
+        prepared.model.bind(mesh)
+        if prepared.model.variants is not None:
+            prepared.model.variants.switch(prepared.variant)
         if isinstance(prepared.job, Sample):
-            self._sample(prepared, prepared.job, tensors, gate, report)
+            self._sample(prepared, prepared.job, tensors, gate, report, mesh)
             return
         trajectory = self._trajectories.open(prepared.job.job_id)
         keep_uploads(trajectory, {spec.name: spec for spec in prepared.specs}, tensors)
         gate.call = trajectory.calls
         try:
-            outputs = run_evaluate(prepared.job, tensors, trajectory, GatedNetwork(prepared.model, gate))
+            outputs = run_evaluate(prepared.job, tensors, trajectory, GatedNetwork(prepared.model, gate, mesh))
         finally:
             trajectory.calls = gate.call
         report.evaluated(prepared.job.turn, outputs)
@@ -178,6 +195,7 @@ class RankLoop:
         tensors: dict[str, torch.Tensor],
         gate: CallGate,
         report: JobReport,
+        mesh: SequenceMesh,
     ) -> None:
         steps = tensors["sigmas"].shape[0] - 1
         what_runs = f"{prepared.plan} on {self._group.world_size} rank{'s' if self._group.world_size > 1 else ''}"
@@ -191,7 +209,7 @@ class RankLoop:
             report.sampling(step + 1, steps, what_runs)
 
         report.sampling(0, steps, what_runs)
-        network = GatedNetwork(prepared.model, gate, when_launched=previews.flush)
+        network = GatedNetwork(prepared.model, gate, mesh, when_launched=previews.flush)
         before_bytes = self._group.transport.sent_bytes
         outcome = run_sample(sample, tensors, network, on_step)
         step_ms = clock.median_ms()

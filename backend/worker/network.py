@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..models.registry import ResidentModel
+from ..parallel.branches import compute_branches
+from ..parallel.mesh import SequenceMesh
 from ..sampling.guidance import Conditioning, Options, repeat_to_batch
 from .control import CallGate
 
@@ -17,22 +20,60 @@ CONCAT = "concat"
 _KEPT_DTYPES = (torch.int32, torch.int64)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BranchCall:
+    """One branch of one step, conditioning from :meth:`GatedNetwork.prepare`."""
+
+    x: Tensor
+    timestep: Tensor
+    conditioning: Conditioning
+    options: Options
+
+
 class GatedNetwork:
     """The model behind the control exchange. Every model call of a job is one call of this object, on all ranks in the same order."""
 
-    def __init__(self, model: ResidentModel, gate: CallGate, when_launched: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, model: ResidentModel, gate: CallGate, mesh: SequenceMesh, when_launched: Callable[[], None] = lambda: None
+    ) -> None:
         self._model = model
         self._gate = gate
+        self._mesh = mesh
         self._when_launched = when_launched
+
+    @property
+    def splits_branches(self) -> bool:
+        """Whether branches are computed side by side, on different ranks."""
+        return self._mesh.cfg.size > 1
+
+    def each(self, calls: Sequence[BranchCall]) -> list[Tensor]:
+        """The velocities of several branches, float32, on all ranks; side by side where the plan splits branches.
+
+        Raises:
+            JobCancelled, Draining: on every rank alike, between two calls.
+        """
+
+        def compute(index: int) -> Tensor:
+            call = calls[index]
+            return self(call.x, call.timestep, call.conditioning, call.options)
+
+        return compute_branches(
+            self._mesh, [self._model.adapter.answer_shape(tuple(call.x.shape)) for call in calls], compute
+        )
 
     def prepare(self, conditioning: Conditioning, batch: int) -> dict[str, Tensor]:
         """Conditioning as the network takes it: cast to the compute dtype, repeated to the batch. Once per trajectory.
 
         Integers stay what they are; masks of truth values do not, as in ComfyUI.
+
+        Raises:
+            BadRequest, UnsupportedInput: the network cannot follow its masks; on every rank alike, whichever of them would compute with it.
         """
         dtype = self._model.dtype
         cast = {name: t if t.dtype in _KEPT_DTYPES else t.to(dtype) for name, t in conditioning.items()}
-        return {name: repeat_to_batch(tensor, batch) for name, tensor in cast.items()}
+        repeated = {name: repeat_to_batch(tensor, batch) for name, tensor in cast.items()}
+        self._model.adapter.check_values(repeated)
+        return repeated
 
     def __call__(self, x: Tensor, timestep: Tensor, conditioning: Conditioning, options: Options) -> Tensor:
         """The velocity at ``x`` ``[batch, channels, height, width]`` as float32, for ``timestep`` float32 ``[batch]``.

@@ -6,9 +6,9 @@ of this: no message, workflow or variable leads here, only the daemon's own comm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..supervisor.liveness import watch
 
@@ -31,6 +31,13 @@ class NullAdapter:
     def check(self, request: CallSpec) -> None:
         """Nothing is wrong with any call."""
 
+    def check_values(self, conditioning: Mapping[str, Tensor]) -> None:
+        """Nor with any numbers."""
+
+    def answer_shape(self, x_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """That of x."""
+        return x_shape
+
     def bind(self, mesh: SequenceMesh) -> None:
         """Nothing is split."""
 
@@ -41,9 +48,7 @@ class NullAdapter:
         return x.new_zeros(x.shape, dtype=timestep.dtype)
 
 
-def load_null(
-    path: Path, *, dtype: torch.dtype, device: torch.device, progress: Callable[[float], None]
-) -> ResidentModel:
+def load_null(path: Path, *, dtype: torch.dtype, device: torch.device, **_: Any) -> ResidentModel:
     """The null model, whatever ``path`` is."""
     from ..models.registry import ResidentModel
 

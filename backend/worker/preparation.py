@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from ..errors import RemoteProtocolError, WrongFamily
+from ..errors import BadRequest, RemoteProtocolError, WrongFamily
+from ..models.lora.variants import NONE, Lora
 from ..models.registry import ResidentModel
 from ..parallel.plan import Plan, choose_plan
 from ..wire.messages import Evaluate, ModelRef, Prepare, Repeat, Sample
@@ -27,6 +29,8 @@ class PreparedJob:
     """The tensors' bytes: on rank 0 only."""
     model: ResidentModel
     plan: Plan
+    variant: str = NONE
+    """Key of its LoRA set."""
 
     def next_turn(self, message: Repeat, frames: Mapping[str, WireTensor]) -> PreparedJob:
         """The same Evaluate with other bytes (``frames``, on rank 0 only).
@@ -60,6 +64,7 @@ def make_ready(
     world_size: int,
     models: ResidentModels,
     trajectories: Trajectories,
+    shared_folder: Path,
     progress: Callable[[float], None],
 ) -> PreparedJob:
     """Check a job against its model, which is loaded first if it is not resident. No collective.
@@ -81,10 +86,40 @@ def make_ready(
             f"Load {job.on.model} anew: it is a checkpoint of {model.family} here, not of {job.on.family}. "
             "The file may differ between this machine and the daemon's."
         )
-    plan = choose_plan(requested_plan(job.on, prepare.plan), world_size, model.num_heads)
+    plan = choose_plan(requested_plan(job.on, prepare.plan), world_size, model.num_heads, branches=len(calls))
     for call in calls:
         model.adapter.check(call)
-    return PreparedJob(sequence=prepare.sequence, job=job, specs=prepare.specs, frames=frames, model=model, plan=plan)
+    return PreparedJob(
+        sequence=prepare.sequence,
+        job=job,
+        specs=prepare.specs,
+        frames=frames,
+        model=model,
+        plan=plan,
+        variant=_variant(prepare, models, model, key, shared_folder, progress),
+    )
+
+
+def _variant(
+    prepare: Prepare,
+    models: ResidentModels,
+    model: ResidentModel,
+    key: ModelKey,
+    folder: Path,
+    progress: Callable[[float], None],
+) -> str:
+    """The job's LoRAs, computed before anybody enters a collective: a file that does not fit is a refusal."""
+    if not prepare.loras:
+        return NONE
+    if model.variants is None:
+        raise BadRequest("Take the LoRAs off this model: it has no weights that they could change.")
+    loras = [Lora(path=lora.path, fingerprint=lora.fingerprint, strength=lora.strength) for lora in prepare.loras]
+    identity = f"{key.path}|{key.fingerprint}|{key.dtype}"
+    variant = model.variants.prepare(loras, identity=identity, folder=folder, progress=progress)
+    # What is in the network now goes out first.
+    more_bytes = model.variants.size_bytes(variant) - model.variants.size_bytes(model.variants.current)
+    models.memory.check_loras_fit(more_bytes)
+    return variant
 
 
 def requested_plan(on: ModelRef, default: str) -> Plan | None:

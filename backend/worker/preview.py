@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 INTERVAL_S: Final = 1 / 8
+VIDEO_DIMS: Final = 5
 
 
 class Previews:
@@ -25,13 +26,17 @@ class Previews:
         self._on_its_way: tuple[int, Tensor, torch.cuda.Event] | None = None
 
     def offer(self, step: int, denoised: Tensor) -> None:
-        """Send ``denoised``, or begin to bring it to the host, unless the last preview is too fresh. Does not wait for the device."""
+        """Send ``denoised``, or begin to bring it to the host, unless the last preview is too fresh. Does not wait for the device.
+
+        Of a video ``[batch, channels, frames, height, width]`` only the first frame: it is what ComfyUI's previewers show.
+        """
         now = self._clock()
         if now < self._next_s:
             return
+        denoised = denoised[:, :, :1] if denoised.ndim == VIDEO_DIMS else denoised
         self._next_s = now + INTERVAL_S
         if denoised.device.type != "cuda":
-            self._send(step, denoised.to(torch.bfloat16))
+            self._send(step, denoised.to(torch.bfloat16).contiguous())
             return
         host = torch.empty(denoised.shape, dtype=torch.bfloat16, pin_memory=True)
         host.copy_(denoised.to(torch.bfloat16), non_blocking=True)

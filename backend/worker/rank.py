@@ -16,7 +16,8 @@ from .control import OutOfStep
 from .failure import EXIT_NOT_STARTED, end_process, ends_process_after, exit_status
 from .link import BrokerLink
 from .loop import RankLoop
-from .residency import Loader, ResidentModels, model_budget_bytes
+from .memory import Memory
+from .residency import Loader, ResidentModels
 from .settings import RankSettings
 from .stopping import StopSignal
 
@@ -37,14 +38,15 @@ def run_rank(load: Loader = load_model) -> None:
     stop.install()
     try:
         group = _join(settings)
-        models = ResidentModels(load, group.device, model_budget_bytes(group.device, settings.ranks_on_device))
+        memory = Memory(group.device, settings.ranks_on_device)
+        models = ResidentModels(load, memory, budget_bytes=memory.budget_bytes, shared_folder=settings.shared_folder)
         link = BrokerLink(settings.endpoint, f"rank-{settings.rank}-{settings.incarnation}".encode(), stop)
         link.send(_hello(settings, group))
     except Exception as error:
         log.exception("cannot start")
         end_process(f"{type(error).__name__}: {error}", EXIT_NOT_STARTED)
     try:
-        RankLoop(group, link, models, stop).run()
+        RankLoop(group, link, models, stop, settings.shared_folder).run()
     except OutOfStep as error:
         log.exception("cannot go on")
         end_process(f"{type(error).__name__}: {error}", exit_status(error.error))

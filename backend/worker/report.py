@@ -37,9 +37,9 @@ class RankReport:
     def __init__(self, send: Send) -> None:
         self._send = send
 
-    def prepared(self, sequence: int) -> None:
-        """This rank could run the job."""
-        self._send(Prepared(sequence=sequence), None)
+    def prepared(self, sequence: int, changed: str | None) -> None:
+        """This rank could run the job, with weights of this checksum."""
+        self._send(Prepared(sequence=sequence, changed=changed), None)
 
     def refused(self, sequence: int, error: TuttiError) -> None:
         """This rank cannot run the job."""

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import gc
+import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
-import psutil
 import torch
 
 from ..errors import OutOfMemory
-from ..models.registry import ResidentModel
+from ..models.host_share import forget
+from ..models.registry import ResidentModel, WeightBytes
 from .failure import is_out_of_memory
-
-MEMORY_SHARE: Final = 0.6
-"""Share of the memory that models may keep between jobs; the rest is for activations (and, on the CPU, for everybody else)."""
+from .memory import Memory, gigabytes
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +26,14 @@ class Loader(Protocol):
     """Reads a checkpoint: :func:`..models.registry.load_model`."""
 
     def __call__(
-        self, path: Path, *, dtype: torch.dtype, device: torch.device, progress: Callable[[float], None]
+        self,
+        path: Path,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        progress: Callable[[float], None],
+        make_room: Callable[[WeightBytes], None],
+        shared_file: Path | None,
     ) -> ResidentModel:
         """The model; ``progress`` hears fractions up to 1."""
 
@@ -45,10 +50,12 @@ class ModelKey:
 class ResidentModels:
     """The models in memory. The one that was asked for last is never dropped for room."""
 
-    def __init__(self, load: Loader, device: torch.device, budget_bytes: int) -> None:
+    def __init__(self, load: Loader, memory: Memory, *, budget_bytes: int, shared_folder: Path | None = None) -> None:
+        """``shared_folder``: where ranks of this host keep weights that had to be converted, once for all of them."""
         self._load = load
-        self._device = device
+        self.memory = memory
         self._budget_bytes = budget_bytes
+        self._shared_folder = shared_folder
         self._models: OrderedDict[ModelKey, tuple[str, ResidentModel]] = OrderedDict()
 
     def get(self, key: ModelKey, name: str, progress: Callable[[float], None]) -> ResidentModel:
@@ -61,10 +68,9 @@ class ResidentModels:
             self._models.move_to_end(key)
             return self._models[key][1]
         self._drop([known for known in self._models if known.path == key.path and known.fingerprint != key.fingerprint])
-        self._make_room(wanted_bytes=_file_bytes(key.path), keep=0)
-        model = self._load_with_retry(key, progress)
+        model = self._load_with_retry(key, name, progress)
         self._models[key] = (name, model)
-        self._make_room(wanted_bytes=0, keep=1)
+        self._drop_old(wanted_bytes=0, keep=1)
         return model
 
     @property
@@ -72,67 +78,67 @@ class ResidentModels:
         """The resident models' names, most recently used first, each once."""
         return tuple(dict.fromkeys(name for name, _ in reversed(self._models.values())))
 
-    def _load_with_retry(self, key: ModelKey, progress: Callable[[float], None]) -> ResidentModel:
+    def _load_with_retry(self, key: ModelKey, name: str, progress: Callable[[float], None]) -> ResidentModel:
         """Load; when memory runs out and other models hold some of it, drop them all and try once more."""
+        load = partial(
+            self._load,
+            Path(key.path),
+            dtype=key.dtype,
+            device=self.memory.device,
+            progress=progress,
+            make_room=partial(self._make_room, key, name),
+            shared_file=self._shared_file(key),
+        )
         try:
-            return self._load(Path(key.path), dtype=key.dtype, device=self._device, progress=progress)
+            return load()
         except Exception as error:
+            self._forget(key)
             if not (isinstance(error, OutOfMemory) or is_out_of_memory(error)) or not self._models:
                 raise
             log.info("no memory for another model: dropping the resident ones")
         self._drop(list(self._models))
-        return self._load(Path(key.path), dtype=key.dtype, device=self._device, progress=progress)
+        try:
+            return load()
+        except Exception:
+            self._forget(key)
+            raise
 
-    def _make_room(self, *, wanted_bytes: int, keep: int) -> None:
+    def _make_room(self, key: ModelKey, name: str, weight_bytes: WeightBytes) -> None:
+        """Before a model is read: drop what the budget has no room for beside it, and refuse what does not fit at all."""
+        wanted_bytes = weight_bytes(key.dtype)
+        self._drop_old(wanted_bytes=wanted_bytes, keep=0)
+        log.info("loading %s: weights of %s, %s free", name, gigabytes(wanted_bytes), gigabytes(self.memory.free_bytes))
+        self.memory.check_fits(name, weight_bytes, key.dtype)
+
+    def _drop_old(self, *, wanted_bytes: int, keep: int) -> None:
         """Drop the models that were used longest ago, all but ``keep``, until ``wanted_bytes`` more fit into the budget."""
-        used = sum(model.size_bytes for _, model in self._models.values())
+        used = sum(model.held_bytes for _, model in self._models.values())
         oldest_first = list(self._models.items())
         dropped = []
         for key, (_, model) in oldest_first[: len(oldest_first) - keep]:
             if used + wanted_bytes <= self._budget_bytes:
                 break
-            used -= model.size_bytes
+            used -= model.held_bytes
             dropped.append(key)
         self._drop(dropped)
 
     def _drop(self, keys: list[ModelKey]) -> None:
         for key in keys:
-            name, _ = self._models.pop(key)
+            name, model = self._models.pop(key)
             log.info("dropping %s from memory", name)
+            if model.variants is not None:
+                model.variants.close()
+            self._forget(key)
         if keys:
-            free_memory(self._device)
+            self.memory.free()
 
+    def _forget(self, key: ModelKey) -> None:
+        """Remove what this model's ranks shared."""
+        if shared := self._shared_file(key):
+            forget(shared)
 
-def free_memory(device: torch.device) -> None:
-    """Return what nobody refers to any more to the device, reference cycles included."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def model_budget_bytes(device: torch.device, sharing: int) -> int:
-    """How much memory one rank's models may keep between jobs, when ``sharing`` ranks use the same GPU (or the same RAM)."""
-    if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-    else:
-        total = psutil.virtual_memory().total
-    return int(total * MEMORY_SHARE / sharing)
-
-
-def used_bytes(device: torch.device) -> int:
-    """Memory that this rank uses: allocated on its GPU, or resident in RAM."""
-    if device.type == "cuda":
-        return int(torch.cuda.memory_allocated(device))
-    return int(_this_process().memory_info().rss)
-
-
-@cache
-def _this_process() -> psutil.Process:
-    """Made once: finding itself costs a tenth of a millisecond, which is much after every Evaluate."""
-    return psutil.Process()
-
-
-def _file_bytes(path: str) -> int:
-    """Size of a checkpoint: about what it will take; 0 for one that is not there, which the loader will say better."""
-    file = Path(path)
-    return file.stat().st_size if file.is_file() else 0
+    def _shared_file(self, key: ModelKey) -> Path | None:
+        if self._shared_folder is None:
+            return None
+        said = f"{key.path}|{key.fingerprint}|{key.dtype}"
+        return self._shared_folder / f"model-{hashlib.blake2b(said.encode(), digest_size=16).hexdigest()}.safetensors"

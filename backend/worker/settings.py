@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -31,6 +32,8 @@ class RankSettings:
     """``TUTTI_GROUP_ID``"""
     endpoint: str
     """``TUTTI_RANK_ENDPOINT``: the broker's socket for ranks."""
+    shared_folder: Path
+    """``TUTTI_SHARED_FOLDER``: where all ranks of this host, and nobody else, keep what they share. It goes with the incarnation."""
     init_method: str
     """``TUTTI_INIT_METHOD``: where the ranks meet, such as ``file:///...``."""
     device_type: str
@@ -62,6 +65,7 @@ class RankSettings:
             incarnation=_text(environment, "TUTTI_INCARNATION"),
             group_id=_number(environment, "TUTTI_GROUP_ID"),
             endpoint=_text(environment, "TUTTI_RANK_ENDPOINT"),
+            shared_folder=Path(_text(environment, "TUTTI_SHARED_FOLDER")),
             init_method=_text(environment, "TUTTI_INIT_METHOD"),
             device_type=_text(environment, "TUTTI_DEVICE"),
             transport=environment.get("TUTTI_TRANSPORT") or None,
@@ -78,8 +82,10 @@ class RankSettings:
 
     @property
     def ranks_on_device(self) -> int:
-        """How many ranks share this rank's memory: all of the host on a CPU, usually one on a GPU."""
-        devices = 1 if self.device_type == "cpu" else max(1, torch.cuda.device_count())
+        """How many ranks keep weights of their own in this rank's memory: usually one on a GPU; on a CPU all map the same pages."""
+        if self.device_type == "cpu":
+            return 1
+        devices = max(1, torch.cuda.device_count())
         return -(-self.local_world_size // devices)
 
 

@@ -14,7 +14,7 @@ from ..sampling import flow, guidance
 from ..sampling.solvers import SOLVERS
 from ..wire.messages import Sample
 from .inputs import guidance_pair
-from .network import GatedNetwork
+from .network import BranchCall, GatedNetwork
 
 OnStep = Callable[[int, Tensor], None]
 
@@ -78,11 +78,19 @@ def _denoiser(sample: Sample, tensors: Mapping[str, Tensor], network: GatedNetwo
     ]
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
-        def call(x: Tensor, conditioning: guidance.Conditioning, options: guidance.Options) -> Tensor:
-            sigmas = torch.full((x.shape[0],), sigma, dtype=torch.float32, device=x.device)
-            return network(x, sigmas * sample.timestep_multiplier, conditioning, options)
+        def timestep(batch: int) -> Tensor:
+            return torch.full((batch,), sigma * sample.timestep_multiplier, dtype=torch.float32, device=x.device)
 
-        velocities = guidance.evaluate_branches(call, x, branches)
+        def call(x: Tensor, conditioning: guidance.Conditioning, options: guidance.Options) -> Tensor:
+            return network(x, timestep(x.shape[0]), conditioning, options)
+
+        if network.splits_branches:
+            at = timestep(x.shape[0])
+            velocities = network.each(
+                [BranchCall(x=x, timestep=at, conditioning=b.conditioning, options=b.options) for b in branches]
+            )
+        else:
+            velocities = guidance.evaluate_branches(call, x, branches)
         denoised = [flow.denoised_from_velocity(x, velocity, sigma) for velocity in velocities]
         return denoised[0] if len(denoised) == 1 else guidance.combine(denoised[0], denoised[1], sample.cfg)
 

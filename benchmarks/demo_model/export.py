@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...backend.assets.files import AUTOENCODER, DIGESTS, TRANSFORMER, digest_of
-from ...backend.models.tiny import to_bfl
+from ...backend.models.families.flux import Flux
+from ...backend.models.tiny import to_original
 from .flow import GEOMETRY
 
 _FLUX_SCALE, _FLUX_SHIFT = 0.3611, 0.1159
@@ -21,8 +22,11 @@ _LICENCE: Final = "Apache-2.0"
 
 def write_assets(transformer: Any, autoencoder: Any, folder: Path) -> None:
     """Write both files and their digests below ``folder``."""
-    weights = to_bfl(
-        {name: tensor.detach().float() for name, tensor in transformer.state_dict().items()}, GEOMETRY.hidden
+    flux = Flux()
+    weights = to_original(
+        {name: tensor.detach().float() for name, tensor in transformer.state_dict().items()},
+        flux.key_map(GEOMETRY),
+        flux.spellings,
     )
     _write(folder, TRANSFORMER, {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()})
     _write(folder, AUTOENCODER, taesd_names(autoencoder.state_dict()))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ...backend.assets.prompt import CONTEXT_WIDTH, POOLED_WIDTH, parse
-from ...backend.models.flux_keys import FluxGeometry
+from ...backend.models.families.flux import FluxGeometry
 from .latents import Latents
 from .loop import train
 from .state import TrainingState, dice_of, generator_of

@@ -38,8 +38,8 @@ class Thumbnail:
 
     heading: str
     title: str
-    nodes: tuple[str, str, str]
-    """At the top left, below that, at the right."""
+    nodes: tuple[str, ...]
+    """The first of each type: at the top left, below that, and all others at the right, as they stand on the page."""
     runs: bool = False
     """Whether the nodes are shown after a run: with pictures in them, which needs a daemon."""
 
@@ -47,6 +47,14 @@ class Thumbnail:
 SHOWN = {
     "Tutti FLUX.1 text to image": Thumbnail("FLUX.1", "Text to image, on all your GPUs", ("CLIPTextEncode", "TuttiLoadDiffusionModel", "KSampler")),
     "Tutti FLUX.1 image to image": Thumbnail("FLUX.1", "Image to image, on all your GPUs", ("LoadImage", "TuttiLoadDiffusionModel", "KSampler")),
+    "Tutti FLUX.2 text to image": Thumbnail("FLUX.2", "Text to image, on all your GPUs", ("CLIPTextEncode", "TuttiLoadDiffusionModel", "RandomNoise", "BasicGuider", "SamplerCustomAdvanced")),
+    "Tutti HunyuanVideo text to video": Thumbnail("HunyuanVideo", "Text to video, on all your GPUs", ("CLIPTextEncode", "TuttiLoadDiffusionModel", "RandomNoise", "BasicGuider", "SamplerCustomAdvanced")),
+    "Tutti LTX-Video text to video": Thumbnail("LTX-Video", "Text to video, on all your GPUs", ("CLIPTextEncode", "TuttiLoadDiffusionModel", "SamplerCustom")),
+    "Tutti Qwen-Image edit": Thumbnail("Qwen-Image-Edit", "Edit a picture, on all your GPUs", ("LoadImage", "TuttiLoadDiffusionModel", "KSampler")),
+    "Tutti Qwen-Image text to image": Thumbnail("Qwen-Image", "Text to image, on all your GPUs", ("CLIPTextEncode", "TuttiLoadDiffusionModel", "KSampler")),
+    "Tutti SD3.5 text to image": Thumbnail("SD 3.5", "Text to image, on all your GPUs", ("CLIPTextEncode", "TuttiLoadDiffusionModel", "KSampler")),
+    "Tutti Wan 2.2 text to video": Thumbnail("Wan 2.2", "Text to video, on all your GPUs", ("CLIPTextEncode", "TuttiLoadDiffusionModel", "KSamplerAdvanced")),
+    "Tutti Z-Image text to image": Thumbnail("Z-Image", "Text to image, on all your GPUs", ("CLIPTextEncode", "TuttiLoadDiffusionModel", "KSampler")),
     "Tutti demo": Thumbnail("Demo", "A first picture, nothing to download", ("TuttiDemoPrompt", "TuttiDemoLoader", "SaveImage"), runs=True),
 }  # fmt: skip
 
@@ -80,8 +88,9 @@ def draw_thumbnail(browser: Browser, editor: Editor, name: str) -> None:
             raise RuntimeError(f"{name} did not run: {editor.events()}")
         editor.page.wait_for_load_state("networkidle")
         editor.settle(len(workflow["nodes"]))
-    ids = {node["type"]: node["id"] for node in editor.nodes()}
-    first, second, right = (embedded(editor.picture(ids[kind])) for kind in shown.nodes)
+    ids = {node["type"]: node["id"] for node in reversed(editor.nodes())}
+    first, second, *others = (ids[kind] for kind in shown.nodes)
+    first, second, right = (embedded(editor.picture(*nodes)) for nodes in ([first], [second], others))
     page = browser.new_page(viewport={"width": THUMBNAIL_PIXELS, "height": THUMBNAIL_PIXELS})
     content = PAGE.format(heading=shown.heading, title=shown.title, first=first, second=second, right=right)
     page.set_content(content, wait_until="load")
@@ -104,21 +113,13 @@ def draw_screenshot(editor: Editor, name: str) -> None:
     editor.picture().save(IMAGES / f"{name.lower().replace(' ', '_').replace('.', '')}.jpg", "JPEG", quality=85)
 
 
-def around(editor: Editor, *node_types: str) -> Image.Image:
-    """The part of the page that holds these nodes."""
-    boxes = [editor.on_page(editor.node_of(kind)) for kind in node_types]
-    left, top = min(x for x, *_ in boxes) - MARGIN, min(y for _, y, *_ in boxes) - MARGIN
-    right, bottom = max(x + w for x, _, w, _ in boxes) + MARGIN, max(y + h for _, y, _, h in boxes) + MARGIN
-    return editor.picture().crop((*(int(side * SHARPNESS) for side in (left, top, right, bottom)),))
-
-
 def draw_sampling(editor: Editor) -> None:
     """Write the sampler while a daemon samples a random network."""
     editor.load_prompt(prompt(plain(steps=300, cfg=1.0), workflows.tutti_loader(FLUX)))
     editor.queue()
     editor.wait_for_event(PREVIEW_EVENTS, count=3)
     editor.page.get_by_text(WHOLE).wait_for()
-    around(editor, "KSampler").save(IMAGES / "sampling.jpg", "JPEG", quality=85)
+    editor.picture(editor.node_of("KSampler"), margin=MARGIN).save(IMAGES / "sampling.jpg", "JPEG", quality=85)
     editor.cancel()
     editor.wait_for_event(FINAL_EVENTS)
 

@@ -186,11 +186,14 @@ class Editor:
         """Where a node is, in pixels of the page."""
         return tuple(self.page.evaluate(TO_PAGE, list(self.node_rectangles()[node_id])))
 
-    def picture(self, node_id: str | None = None) -> Image.Image:
-        """What is on the screen: of the whole page, or of one node."""
+    def picture(self, *node_ids: str, margin: float = 0) -> Image.Image:
+        """What is on the screen: of the whole page, or of the part that holds some nodes, with `margin` pixels of the page around it."""
         clip = None
-        if node_id is not None:
-            clip = dict(zip(("x", "y", "width", "height"), self.on_page(node_id), strict=True))
+        if node_ids:
+            boxes = [self.on_page(node_id) for node_id in node_ids]
+            left, top = min(x for x, *_ in boxes) - margin, min(y for _, y, *_ in boxes) - margin
+            right, bottom = max(x + w for x, _, w, _ in boxes) + margin, max(y + h for _, y, _, h in boxes) + margin
+            clip = {"x": left, "y": top, "width": right - left, "height": bottom - top}
         return Image.open(io.BytesIO(self.page.screenshot(clip=clip))).convert("RGB")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,13 +15,35 @@ from tests.support.comfyui import ComfyServer, comfyui_folder
 PACK = "tutti"
 """The pack's folder here. The page cuts a folder's name at its first dot when it looks for help pages, so this one has none."""
 FLUX = "flux1-dev.safetensors"
-OTHER_MODELS = ("text_encoders/clip_l.safetensors", "text_encoders/t5xxl_fp16.safetensors", "vae/ae.safetensors")
-"""What the shared workflows name beside the diffusion model. Only their names are looked at here: the files are empty."""
+FOLDERS = {
+    "TuttiLoadDiffusionModel": "diffusion_models",
+    "CLIPLoader": "text_encoders",
+    "DualCLIPLoader": "text_encoders",
+    "TripleCLIPLoader": "text_encoders",
+    "VAELoader": "vae",
+    "CheckpointLoaderSimple": "checkpoints",
+}
+"""Node -> the folder of the files that it names."""
+
+
+def named_models() -> set[str]:
+    """The files below ``models/`` that the shared workflows name. A page that misses one of them draws its node as an error."""
+    workflows = [
+        json.loads(file.read_text(encoding="utf-8")) for file in (comfyui.REPOSITORY / "workflows").glob("*.json")
+    ]
+    return {
+        f"{FOLDERS[node['type']]}/{value}"
+        for workflow in workflows
+        for node in workflow["nodes"]
+        if node["type"] in FOLDERS
+        for value in node["widgets_values"]
+        if str(value).endswith(".safetensors")
+    }
 
 
 def write_models(folder: Path) -> None:
-    """A small random FLUX.1, and placeholders for the rest."""
-    for name in (f"diffusion_models/{FLUX}", *OTHER_MODELS):
+    """A small random FLUX.1, and empty files for the rest: only their names are looked at here."""
+    for name in named_models():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     write_tiny_flux(

@@ -156,6 +156,7 @@ def test_the_template_browser_shows_the_workflows_with_their_pictures_and_opens_
     cards = {file: editor.page.get_by_test_id(f"template-workflow-{file.stem}") for file in FILES}
     for file, card in cards.items():
         card.wait_for()
+        card.scroll_into_view_if_needed()  # the page asks for a picture only when its card is in sight
         editor.page.wait_for_function(shown, arg=card.locator("img").first.element_handle())
         assert (200, f"/api/workflow_templates/{PACK}/{file.stem}.jpg") in editor.answers
     cards[FILES[0]].click()

@@ -10,16 +10,30 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tutti.backend.models.families.flux import FluxGeometry
 from tutti.backend.wire.codec import Received
 from tutti.backend.wire.messages import Branch, ModelRef, Progress, Sample
 from tutti.backend.wire.tensors import WireTensor
 from tutti.comfy_nodes.tensors import to_wire
 
-from tests.comfy.rig import CHECKPOINT, FIXTURE_NODES, MAIN_VERSION, PACKS, POOLED_WIDTH, TEXT_WIDTH, Stock, needs
-from tests.support import comfyui, daemon
+from tests.comfy.rig import (
+    CHECKPOINT,
+    FIXTURE_NODES,
+    LORAS,
+    MAIN_VERSION,
+    ODD_LORA,
+    PACKS,
+    POOLED_WIDTH,
+    TEXT_WIDTH,
+    Stock,
+    needs,
+)
+from tests.comfy.served_families import EDITING, SERVED, SMALL_DETECTION
+from tests.support import comfyui, daemon, loras
 from tests.support.checkpoints import write_tiny_flux
 from tests.support.comfyui import ComfyServer
 from tests.support.daemon import Daemon
+from tests.support.quantised import as_bytes, write_gguf
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,22 +45,45 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(400))
 
 
+SIZES: dict[str, int] = {
+    "hidden": 512, "depth": 1, "depth_single": 2, "context_dim": TEXT_WIDTH, "pooled_dim": POOLED_WIDTH
+}  # fmt: skip
+
+
+def geometry() -> FluxGeometry:
+    """Of the checkpoint that most tests use."""
+    return FluxGeometry(**SIZES, in_channels=16, out_channels=16, guidance=True)
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder with small random checkpoints; 4 heads, so that every plan of up to 4 ranks is legal."""
     folder = tmp_path_factory.mktemp("models")
     files = folder / "diffusion_models"
     files.mkdir()
-    geometry = {"hidden": 512, "depth": 1, "depth_single": 2, "context_dim": TEXT_WIDTH, "pooled_dim": POOLED_WIDTH}
-    write_tiny_flux(files / CHECKPOINT, **geometry)
-    write_tiny_flux(files / "schnell.safetensors", guidance=False, prefix="model.diffusion_model.", **geometry)
-    write_tiny_flux(files / "diffusers.safetensors", format="diffusers", **geometry)
-    write_tiny_flux(files / "bf16.safetensors", dtype=torch.bfloat16, **geometry)
-    write_tiny_flux(files / "fill.safetensors", in_channels=96, **geometry)
+    write_tiny_flux(files / CHECKPOINT, **SIZES)
+    write_tiny_flux(files / "schnell.safetensors", guidance=False, prefix="model.diffusion_model.", **SIZES)
+    write_tiny_flux(files / "diffusers.safetensors", format="diffusers", **SIZES)
+    write_tiny_flux(files / "bf16.safetensors", dtype=torch.bfloat16, **SIZES)
+    write_tiny_flux(files / "fill.safetensors", in_channels=96, **SIZES)
+    values = write_gguf(files / "q8.gguf", load_file(files / CHECKPOINT), "Q8_0")
+    save_file({name: tensor.contiguous() for name, tensor in values.items()}, files / "q8-as-numbers.safetensors")
     (files / "sub").mkdir()
-    write_tiny_flux(files / "sub" / "folder.safetensors", seed=5, **geometry)
+    write_tiny_flux(files / "sub" / "folder.safetensors", seed=5, **SIZES)
+    for family in {served.file: served for served in (*SERVED.values(), *EDITING.values())}.values():
+        family.write(files)
     _write_what_cannot_be_loaded(files)
+    _write_loras(folder / "loras")
     return folder
+
+
+def _write_loras(folder: Path) -> None:
+    folder.mkdir()
+    files = loras.formats(geometry())
+    for name, file in LORAS.items():
+        save_file({key: tensor.contiguous() for key, tensor in files[name].items()}, folder / file)
+    odd = dict(files["kohya"]) | {"lora_unet_double_blocks_7_img_attn_qkv.alpha": torch.tensor(1.0)}
+    save_file({key: tensor.contiguous() for key, tensor in odd.items()}, folder / ODD_LORA)
 
 
 def _write_what_cannot_be_loaded(files: Path) -> None:
@@ -54,16 +91,13 @@ def _write_what_cannot_be_loaded(files: Path) -> None:
     (files / "damaged.safetensors").write_bytes(whole[:5000])
     (files / "cut-off.safetensors").write_bytes(whole[:-4])
     save_file({"something": torch.zeros(4, 4)}, files / "no-model.safetensors")
-    quantised = load_file(files / CHECKPOINT) | {"img_in.weight_scale": torch.ones(1)}
-    save_file(quantised, files / "quantised.safetensors")
-    # The tensors by which ComfyUI's detection knows Stable Diffusion 3.
+    odd_format = load_file(files / CHECKPOINT) | {"img_in.comfy_quant": as_bytes({"format": "int3"})}
+    save_file(odd_format, files / "quantised.safetensors")
+    # The tensors by which ComfyUI's detection knows AuraFlow.
     names = {
-        "joint_blocks.0.context_block.attn.qkv.weight": (192, 64),
-        "x_embedder.proj.weight": (64, 16, 2, 2),
-        "final_layer.linear.weight": (64, 64),
-        "pos_embed": (1, 16, 64),
-        "y_embedder.mlp.0.weight": (64, 32),
-        "context_embedder.weight": (64, 48),
+        "double_layers.0.attn.w1q.weight": (64, 64),
+        "positional_encoding": (1, 16, 64),
+        "cond_seq_linear.weight": (64, 2048),
     }
     another = {name: torch.zeros(shape) for name, shape in names.items()}
     save_file(another, files / "another-family.safetensors")
@@ -74,7 +108,8 @@ def stock(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
     """The reference of every comparison."""
     needs(MAIN_VERSION)
     base = tmp_path_factory.mktemp("stock")
-    with comfyui.running(MAIN_VERSION, base, packs={"fixture_nodes": FIXTURE_NODES}, models=models) as server:
+    packs = {"fixture_nodes": FIXTURE_NODES}
+    with comfyui.running(MAIN_VERSION, base, packs=packs, models=models, extra_environment=SMALL_DETECTION) as server:
         yield Stock(server)
 
 
@@ -89,7 +124,7 @@ def comfy_state_dir() -> Iterator[Path]:
 def comfy(models: Path, comfy_state_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     """ComfyUI with the pack. Daemons come and go; it finds the present one by itself."""
     needs(MAIN_VERSION)
-    environment = {"TUTTI_STATE_DIR": str(comfy_state_dir), "TUTTI_START_DAEMON": "0"}
+    environment = {"TUTTI_STATE_DIR": str(comfy_state_dir), "TUTTI_START_DAEMON": "0", **SMALL_DETECTION}
     base = tmp_path_factory.mktemp("comfy")
     with comfyui.running(MAIN_VERSION, base, packs=PACKS, models=models, extra_environment=environment) as server:
         yield server
@@ -151,13 +186,3 @@ def long_sample(model: str) -> tuple[Sample, dict[str, WireTensor]]:
         previews=False,
     )
     return message, {name: to_wire(tensor) for name, tensor in tensors.items()}
-
-
-@pytest.fixture(scope="session")
-def models_with_lora(models: Path) -> str:
-    """The name of a LoRA in the models folder whose keys no MODEL without weights can map."""
-    (models / "loras").mkdir(exist_ok=True)
-    prefix = "lora_unet_double_blocks_0_img_attn_qkv"
-    tensors = {f"{prefix}.lora_down.weight": torch.randn(4, 512), f"{prefix}.lora_up.weight": torch.randn(1536, 4)}
-    save_file(tensors, models / "loras" / "some.safetensors")
-    return "some.safetensors"

@@ -16,6 +16,13 @@ from tests.support.workflows import Build, Workflow
 
 TEXT_WIDTH, POOLED_WIDTH = 64, 32
 CHECKPOINT = "flux-tiny.safetensors"
+LORAS = {
+    name: f"{name.lower().replace(' ', '-')}.safetensors"
+    for name in ("kohya", "BFL names", "diffusers", "LoHa", "LoKr", "DoRA")
+}
+"""Format -> the file of a LoRA for that checkpoint."""
+ODD_LORA = "odd.safetensors"
+"""One with a key that leads to nothing."""
 MAIN_VERSION, SECOND_VERSION = comfyui.COMFYUI_VERSIONS
 FIXTURE_NODES = Path(__file__).with_name("fixture_nodes")
 PACK = "Renamed-by-its-user.v1"

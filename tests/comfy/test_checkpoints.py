@@ -34,6 +34,16 @@ def test_a_checkpoint_of_another_kind_gives_the_latent_of_stock_comfyui(
     check(stock, comfy, plain(sampler_name=sampler), checkpoint, way)
 
 
+def test_a_gguf_file_is_listed_and_gives_the_latent_of_its_numbers(stock: Stock, comfy: ComfyServer) -> None:
+    info = comfy.get_json("/object_info/TuttiLoadDiffusionModel")["TuttiLoadDiffusionModel"]
+    assert "q8.gguf" in info["input"]["required"]["unet_name"][1]["options"]
+    (expected,) = stock.latents(plain(), "q8-as-numbers.safetensors")
+    run = succeed(comfy, prompt(plain(), workflows.tutti_loader("q8.gguf", weight_dtype="fp32")))
+    assert relative_error(comfy.latents(run)[0], expected) <= FP32_TOLERANCE
+    (unpacked,) = stock.latents(plain())
+    assert relative_error(unpacked, expected) > 100 * FP32_TOLERANCE, "the control: packing loses something"
+
+
 def test_fill_gets_its_picture_and_mask(stock: Stock, comfy: ComfyServer) -> None:
     with_picture = changed_conditioning("concat")
     check(stock, comfy, with_picture, "fill.safetensors")

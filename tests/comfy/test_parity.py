@@ -21,6 +21,8 @@ PLANS = {
     "ulysses_2_ring_2": ("ulysses=2,ring=2", 4),
     "ring_4": ("ulysses=1,ring=4", 4),
     "ulysses_4": ("ulysses=4,ring=1", 4),
+    "cfg_2": ("cfg=2", 2),
+    "cfg_2_ring_2": ("cfg=2,ring=2", 4),
 }
 
 

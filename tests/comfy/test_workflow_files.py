@@ -17,7 +17,10 @@ from tests.support.comfyui import REPOSITORY, ComfyServer
 FILES = sorted((REPOSITORY / "workflows").glob("*.json"))
 PAGE_ONLY = {"MarkdownNote": ["STRING"]}
 """Nodes that only the page knows, and their widgets."""
-WIDGETS = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool, "COMBO": str}
+DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
+"""A choice that brings further widgets; those we use bring none."""
+FILE_WIDGETS = ("unet_name", "ckpt_name", "clip_name", "clip_name1", "clip_name2", "clip_name3", "vae_name", "image")
+WIDGETS = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool, "COMBO": str, DYNAMIC: str}
 FILE_NAME = re.compile(r"[\w][\w .-]*\.(safetensors|png)")
 """What a workflow may say of a file: its name in ComfyUI's own list."""
 FOREIGN = {
@@ -63,8 +66,11 @@ def misfits(node: dict[str, Any], info: dict[str, Any]) -> Iterator[str]:
         if not is_widget(kind):
             continue
         value = next(values, None)
-        if FILE_NAME.fullmatch(str(value)) and name in ("unet_name", "clip_name1", "clip_name2", "vae_name", "image"):
+        if FILE_NAME.fullmatch(str(value)) and name in FILE_WIDGETS:
             pass
+        elif kind == DYNAMIC:
+            if value not in [option["key"] for option in options["options"] if not option["inputs"]["required"]]:
+                yield f"{name}: {value!r} is no choice without further widgets"
         elif isinstance(kind, list) or kind == "COMBO":
             choices = kind if isinstance(kind, list) else options["options"]
             if value not in choices:
@@ -154,15 +160,24 @@ def foreign(workflow: Workflow) -> list[str]:
     ]
 
 
+LOADER = "TuttiLoadDiffusionModel"
 OURS = {
-    "Tutti FLUX.1 image to image": ["TuttiLoadDiffusionModel"],
-    "Tutti FLUX.1 text to image": ["TuttiLoadDiffusionModel"],
+    "Tutti FLUX.1 image to image": [LOADER],
+    "Tutti FLUX.1 text to image": [LOADER],
+    "Tutti FLUX.2 text to image": [LOADER],
+    "Tutti HunyuanVideo text to video": [LOADER],
+    "Tutti LTX-Video text to video": [LOADER],
+    "Tutti Qwen-Image edit": [LOADER],
+    "Tutti Qwen-Image text to image": [LOADER],
+    "Tutti SD3.5 text to image": [LOADER],
+    "Tutti Wan 2.2 text to video": [LOADER, LOADER],
+    "Tutti Z-Image text to image": [LOADER],
     "Tutti demo": ["TuttiDemoLoader", "TuttiDemoPrompt"],
 }
 """Workflow -> the only nodes in which it differs from a stock one."""
 
 
-def test_there_are_workflows_for_text_for_a_picture_and_for_a_start_without_downloads() -> None:
+def test_there_are_workflows_for_every_family_and_for_a_start_without_downloads() -> None:
     assert [file.stem for file in FILES] == list(OURS)
 
 

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ class FaultAdapter(NullAdapter):
             if failing_rank in (-1, RANK):
                 fail(str(options["fail"]))
             elif options.get("meet"):
-                self.mesh.transport.broadcast(torch.zeros(1), failing_rank, self.mesh.world.process_group)
+                self.mesh.transport.broadcast(torch.zeros(1), failing_rank, self.mesh.sequence.process_group)
         return x.float() * 0.5 + conditioning["context"].float().mean()
 
 
@@ -107,14 +107,14 @@ def fail(how: str) -> None:
     raise RuntimeError("failed on demand in /secret/place")
 
 
-def load(path: Path, *, dtype: torch.dtype, device: torch.device, progress: Callable[[float], None]) -> ResidentModel:
+def load(path: Path, *, dtype: torch.dtype, device: torch.device, **how: Any) -> ResidentModel:
     """The product's loader, with the fault model and the diary."""
     write(event="load", name=path.name)
     if path.name == "fault.safetensors":
         adapter = FaultAdapter()
         model = ResidentModel(family="fault", num_heads=4, dtype=dtype, device=device, size_bytes=0, adapter=adapter)
     else:
-        model = load_model(path, dtype=dtype, device=device, progress=progress)
+        model = load_model(path, dtype=dtype, device=device, **how)
     whole = model.adapter.velocity
 
     def velocity(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.support.calls import DrawnCall
 from tests.support.checkpoints import write_tiny_flux
 from tests.support.flux_calls import FluxCall
 from tests.support.parity import FP32_TOLERANCE, relative_error
@@ -51,6 +53,10 @@ FILES = {
 }
 
 
+def drawn(calls: Mapping[str, FluxCall]) -> dict[str, DrawnCall]:
+    return {name: call.drawn() for name, call in calls.items()}
+
+
 def ours(
     checkpoint: Path, calls: dict[str, FluxCall], folder: Path, plan: str, **arguments: object
 ) -> dict[str, torch.Tensor]:
@@ -66,7 +72,7 @@ def ours(
 def test_the_velocity_is_that_of_comfyui(file: str, tmp_path: Path) -> None:
     options, calls = FILES[file]
     write_tiny_flux(tmp_path / "tiny.safetensors", **options)  # type: ignore[arg-type]
-    stock = stock_velocities(tmp_path / "tiny.safetensors", calls, tmp_path / "stock")
+    stock = stock_velocities(tmp_path / "tiny.safetensors", drawn(calls), tmp_path / "stock")
     plans = ("ulysses=1", "ulysses=2", "ring=2") if file == "dev" else ("ulysses=1",)
     errors = {}
     for plan in plans:
@@ -77,7 +83,9 @@ def test_the_velocity_is_that_of_comfyui(file: str, tmp_path: Path) -> None:
 
 def test_the_check_fails_for_another_placement_of_the_references(tmp_path: Path) -> None:
     write_tiny_flux(tmp_path / "tiny.safetensors")
-    stock = stock_velocities(tmp_path / "tiny.safetensors", {"call": DEV["two references, index"]}, tmp_path / "stock")
+    stock = stock_velocities(
+        tmp_path / "tiny.safetensors", drawn({"call": DEV["two references, index"]}), tmp_path / "stock"
+    )
     velocities = ours(
         tmp_path / "tiny.safetensors", {"call": DEV["two references, offset"]}, tmp_path / "ours", "ulysses=1"
     )
@@ -96,8 +104,8 @@ an error so much larger than all others that it would hide them."""
 
 def test_bfloat16_is_as_close_to_the_truth_as_stock_bfloat16(tmp_path: Path) -> None:
     write_tiny_flux(tmp_path / "tiny.safetensors", hidden=512)
-    truth = stock_velocities(tmp_path / "tiny.safetensors", BFLOAT16, tmp_path / "truth")
-    stock = stock_velocities(tmp_path / "tiny.safetensors", BFLOAT16, tmp_path / "stock", dtype="bfloat16")
+    truth = stock_velocities(tmp_path / "tiny.safetensors", drawn(BFLOAT16), tmp_path / "truth")
+    stock = stock_velocities(tmp_path / "tiny.safetensors", drawn(BFLOAT16), tmp_path / "stock", dtype="bfloat16")
     for plan in ("ulysses=1", "ulysses=2", "ring=2"):
         velocities = ours(tmp_path / "tiny.safetensors", BFLOAT16, tmp_path / plan, plan, dtype="bfloat16")
         for name in BFLOAT16:
@@ -110,7 +118,7 @@ def test_bfloat16_is_as_close_to_the_truth_as_stock_bfloat16(tmp_path: Path) -> 
 def test_bfloat16_guidance_is_rounded_as_in_comfyui(tmp_path: Path) -> None:
     calls = {"call": FluxCall(guidance=3.5)}
     write_tiny_flux(tmp_path / "tiny.safetensors")
-    stock = stock_velocities(tmp_path / "tiny.safetensors", calls, tmp_path / "stock", dtype="bfloat16")
+    stock = stock_velocities(tmp_path / "tiny.safetensors", drawn(calls), tmp_path / "stock", dtype="bfloat16")
     velocities = ours(tmp_path / "tiny.safetensors", calls, tmp_path / "ours", "ulysses=1", dtype="bfloat16")
     unrounded = ours(tmp_path / "tiny.safetensors", calls, tmp_path / "fp32", "ulysses=1")
     assert relative_error(velocities["call"], stock["call"]) < 0.1 < relative_error(unrounded["call"], stock["call"])

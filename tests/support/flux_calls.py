@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tests.support.calls import DrawnCall
+
 
 @dataclass(frozen=True, kw_only=True)
 class FluxCall:
@@ -52,6 +54,11 @@ class FluxCall:
         for number, (height, width) in enumerate(self.references):
             conditioning[f"ref_latents.{number}"] = draw(1, self.channels, height, width)
         return x, timestep, conditioning
+
+    def drawn(self) -> DrawnCall:
+        """The same as files and other families' tests take it."""
+        x, timestep, conditioning = self.tensors()
+        return DrawnCall(x=x, timestep=timestep, conditioning=conditioning, options=self.options())
 
     def options(self) -> dict[str, str | int | float | bool]:
         return {} if self.method is None else {"ref_latents_method": self.method}

@@ -235,7 +235,7 @@ def running(
     token, incarnation = secrets.token_hex(32), secrets.token_hex(16)
     shared = {
         "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size), "TUTTI_TOKEN": token, "TUTTI_INCARNATION": incarnation,
-        "TUTTI_GROUP_ID": "0", "TUTTI_RANK_ENDPOINT": endpoint, "TUTTI_INIT_METHOD": f"file://{folder}/store", "TUTTI_DEVICE": "cpu",
+        "TUTTI_GROUP_ID": "0", "TUTTI_RANK_ENDPOINT": endpoint, "TUTTI_SHARED_FOLDER": f"{folder}/shared", "TUTTI_INIT_METHOD": f"file://{folder}/store", "TUTTI_DEVICE": "cpu",
         "TUTTI_TRANSPORT": "gloo", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "error",
         "TUTTI_LIVENESS": str(lifeline.path), "TEST_RANKS_FOLDER": str(folder),
     }  # fmt: skip

@@ -16,7 +16,8 @@ Link = list[Any]
 """[node id, output index]."""
 
 STEPS = 5
-LATENT_CHANNELS = 16
+LATENT = (16, 16, 16)
+"""FLUX.1's, of a picture of 128 x 128."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +45,10 @@ class Workflow:
     loader: Loader
     text_width: int
     pooled_width: int
+    latent_shape: tuple[int, ...] = LATENT
+    """Channels, frames of a video, height, width."""
+    text_mask: bool = False
+    """Whether prompts come with a mask of their tokens."""
     nonce: int = 0
     """Changes nothing in the picture; a new value makes ComfyUI run everything again instead of taking it from its cache."""
     prompt: Prompt = field(default_factory=dict)
@@ -66,18 +71,28 @@ class Workflow:
         """CONDITIONING of one prompt."""
         width = self.pooled_width if pooled else 0
         return self.link(
-            "TestConditioning", seed=seed, tokens=tokens, width=self.text_width, pooled_width=width, nonce=self.nonce
+            "TestConditioning",
+            seed=seed,
+            tokens=tokens,
+            width=self.text_width,
+            pooled_width=width,
+            masked=self.text_mask,
+            nonce=self.nonce,
         )
 
-    def latent(self, seed: int, *, height: int = 16, width: int = 16, batch: int = 1, scale: float = 1.0) -> Link:
+    def latent(
+        self, seed: int, *, height: int | None = None, width: int | None = None, batch: int = 1, scale: float = 1.0
+    ) -> Link:
         """LATENT as a VAE encoder would give it; `scale` 0 makes the empty latent."""
+        channels, *frames, own_height, own_width = self.latent_shape
         return self.link(
             "TestLatent",
             seed=seed,
             batch=batch,
-            channels=LATENT_CHANNELS,
-            height=height,
-            width=width,
+            channels=channels,
+            frames=frames[0] if frames else 0,
+            height=height or own_height,
+            width=width or own_width,
             scale=scale,
             nonce=self.nonce,
         )
@@ -281,8 +296,24 @@ PARITY_CASES: tuple[Case, ...] = (
 """Every row of the parity table that parity with stock ComfyUI is promised for."""
 
 
-def build(build_case: Build, loader: Loader, *, text_width: int, pooled_width: int, nonce: int = 0) -> Prompt:
+def build(
+    build_case: Build,
+    loader: Loader,
+    *,
+    text_width: int,
+    pooled_width: int,
+    latent_shape: tuple[int, ...] = LATENT,
+    text_mask: bool = False,
+    nonce: int = 0,
+) -> Prompt:
     """The prompt of one case over `loader`."""
-    workflow = Workflow(loader=loader, text_width=text_width, pooled_width=pooled_width, nonce=nonce)
+    workflow = Workflow(
+        loader=loader,
+        text_width=text_width,
+        pooled_width=pooled_width,
+        latent_shape=latent_shape,
+        text_mask=text_mask,
+        nonce=nonce,
+    )
     build_case(workflow)
     return workflow.prompt

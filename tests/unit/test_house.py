@@ -88,6 +88,13 @@ def test_a_lock_pins_every_package_and_hashes_all_but_torch(lock: Path) -> None:
     assert set(without_hash) <= {"torch", "torchvision", "torchaudio"}
 
 
+def test_the_back_ends_lock_holds_everything_that_the_back_end_asks_for() -> None:
+    wanted = PYPROJECT["project"]["optional-dependencies"]["backend"] + PYPROJECT["project"]["dependencies"]
+    names = {re.split(r"[<>=]", requirement)[0].lower() for requirement in wanted}
+    pinned = set(re.findall(r"(?m)^([a-z0-9._-]+)==", (REPOSITORY / "locks" / "backend-cpu.txt").read_text()))
+    assert names <= pinned
+
+
 def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
     """Check the contracts of the package ``tutti`` in ``folder``, whatever is installed."""
     script = (
@@ -121,6 +128,7 @@ VIOLATIONS = {
     "errors-is-a-leaf": ("backend/errors.py", "from .wire import limits"),
     "assets-is-a-leaf": ("backend/assets", "import torch"),
     "wire-is-a-leaf": ("backend/wire", "import zmq"),
+    "formats-is-a-leaf": ("backend/formats", "import torch"),
     "setup-is-a-leaf": ("backend/setup", "from .. import errors"),
     "client-is-light": ("backend/client", "from ..setup import runner"),
     "nodes-see-only-the-client": ("comfy_nodes", "from ..backend import models"),

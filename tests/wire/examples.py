@@ -4,7 +4,7 @@ frozen in golden_1_0.json; the fuzzer starts from them, and the corpus of hostil
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tutti.backend.wire import messages as m
 from tutti.backend.wire.codec import encode
@@ -171,12 +171,39 @@ EXAMPLES: dict[str, Example] = {
     ),
     "Prepare": Example(_prepare(PREPARED_TENSORS, evaluate=EVALUATE), PREPARED_TENSORS),
     "Prepared": Example(m.Prepared(sequence=7)),
+    "Prepared with LoRAs": Example(m.Prepared(sequence=7, changed=DIGEST)),
     "Refused": Example(m.Refused(sequence=7, code="out_of_memory", message="Free 3 GB.")),
     "Go": Example(m.Go(sequence=7)),
     "Repeat": Example(m.Repeat(sequence=8, turn=4), EVALUATE_TENSORS),
     "Abort": Example(m.Abort(sequence=7)),
     "Done": Example(m.Done(sequence=7, memory_bytes=1 << 33, resident=("flux",))),
+    "Store": Example(m.Store(request=6, digest=DIGEST, size_bytes=1 << 30, offset=3), {"bytes": tensor("U8", 5)}),
+    "Stored": Example(m.Stored(request=6, digest=DIGEST, have_bytes=8)),
     # Second forms of messages that have two.
+    "Store that only asks": Example(m.Store(request=6, digest=DIGEST, size_bytes=8)),
+    "Sample with LoRAs": Example(
+        replace(
+            SAMPLE,
+            on=replace(
+                MODEL,
+                loras=(
+                    m.LoraRef(name="loras/detail.safetensors", strength=0.75),
+                    m.LoraRef(name=f"stored/{DIGEST}.safetensors", strength=-1.5),
+                ),
+            ),
+        ),
+        SAMPLE_TENSORS,
+    ),
+    "Prepare with LoRAs": Example(
+        replace(
+            _prepare(SAMPLE_TENSORS, sample=SAMPLE),
+            loras=(m.LoraFile(path="/models/loras/detail.safetensors", fingerprint="9f3c", strength=0.75),),
+        )
+    ),
+    "Evaluate with a timestep per frame": Example(
+        m.Evaluate(job_id=JOB, node_id="12", turn=0, on=MODEL, calls=(m.Call(branch="positive", conditioning=DIGEST),)),
+        {"call.0.x": tensor("BF16", 1, 4, 3, 5, 2), "call.0.timestep": tensor("F32", 1, 3)},
+    ),
     "Failed with a job": Example(m.Failed(code="cancelled", message="The job was cancelled.", job_id=JOB)),
     "Failed with neither": Example(m.Failed(code="remote_protocol", message="Not a message.")),
     "Prepare for another rank": Example(_prepare(SAMPLE_TENSORS, sample=SAMPLE)),

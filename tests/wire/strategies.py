@@ -122,7 +122,9 @@ def evaluates(draw: DrawFn) -> Received:
     parts: Parts = {}
     for index in range(len(calls)):
         x = draw(tensors(FLOATS, shape=draw(LATENT_SHAPES)))
-        parts |= {f"call.{index}.x": x, f"call.{index}.timestep": draw(tensors(("F32",), shape=x.shape[:1]))}
+        per_position = (x.shape[0], math.prod(x.shape[2:]), 1)
+        timestep = draw(st.sampled_from((x.shape[:1], (x.shape[0], x.shape[2]), per_position)))
+        parts |= {f"call.{index}.x": x, f"call.{index}.timestep": draw(tensors(("F32",), shape=timestep))}
     return Received(message=message, tensors=parts)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,15 @@ from tutti.backend.worker.rank import run_rank
 FAULT = Path(os.environ["TEST_FAULT"])
 
 
-def load(path: Path, *, dtype: torch.dtype, device: torch.device, progress: Callable[[float], None]) -> ResidentModel:
+def load(path: Path, **how: Any) -> ResidentModel:
     """The product's loader; the model it gives fails when it is told to."""
-    model = load_model(path, dtype=dtype, device=device, progress=progress)
+    model = load_model(path, **how)
     whole = model.adapter.velocity
 
     def velocity(*arguments: Any) -> torch.Tensor:
-        rank, how = FAULT.read_text().split() if FAULT.exists() else ("", "")
+        rank, fault = FAULT.read_text().split() if FAULT.exists() else ("", "")
         if rank == os.environ["RANK"]:
-            fail(how)
+            fail(fault)
         return whole(*arguments)
 
     model.adapter.velocity = velocity  # type: ignore[method-assign]

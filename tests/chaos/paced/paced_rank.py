@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ from tutti.backend.worker.rank import run_rank
 PACE = Path(os.environ["TEST_PACE"])
 
 
-def load(path: Path, *, dtype: torch.dtype, device: torch.device, progress: Callable[[float], None]) -> ResidentModel:
+def load(path: Path, **how: Any) -> ResidentModel:
     """The product's loader; the model it gives takes its time."""
-    model = load_model(path, dtype=dtype, device=device, progress=progress)
+    model = load_model(path, **how)
     whole = model.adapter.velocity
 
     def velocity(*arguments: Any) -> torch.Tensor:

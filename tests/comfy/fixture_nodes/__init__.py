@@ -5,17 +5,21 @@ one file loads on every version under test.
 """
 
 from .conditioning_changes import TestConditioningChange
-from .inputs import TestConditioning, TestGivenConditioning, TestLatent
+from .inputs import TestConditioning, TestGivenConditioning, TestLatent, TestVideoStart
 from .model_changes import TestModelChange
 from .sampling_changes import TestSampler
+from .small_detection import install
 
 NODE_CLASS_MAPPINGS = {
     "TestConditioning": TestConditioning,
     "TestGivenConditioning": TestGivenConditioning,
     "TestLatent": TestLatent,
+    "TestVideoStart": TestVideoStart,
     "TestConditioningChange": TestConditioningChange,
     "TestModelChange": TestModelChange,
     "TestSampler": TestSampler,
 }
+
+install()
 
 __all__ = ["NODE_CLASS_MAPPINGS"]

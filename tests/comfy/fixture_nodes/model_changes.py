@@ -161,7 +161,7 @@ INSIDE: dict[str, Change] = {
     "unheard_of": _transformer_option("unheard_of", 1),
     "injection": _injection,
     "diffusion_model.img_in": lambda m: m.add_object_patch("diffusion_model.img_in", None),
-    "weights": lambda m: m.add_patches({}),
+    "weights": lambda m: m.add_patches({}, 1.0, 0.5),  # a merge: the weights themselves count less
     "weight_wrapper": lambda m: m.add_weight_wrapper("diffusion_model.img_in.weight", lambda weight: weight),
     "network": lambda m: m.get_model_object("diffusion_model").double_blocks,
     "saving": lambda m: m.state_dict_for_saving(),

@@ -237,9 +237,9 @@ class Rig:
         """Of the last Prepare."""
         return self.broker.core.group.sequence
 
-    def prepared(self, ranks: Iterable[int] | None = None) -> list[Action]:
+    def prepared(self, ranks: Iterable[int] | None = None, changed: str | None = None) -> list[Action]:
         """Ranks could run what was prepared."""
-        return self._each(Prepared(sequence=self.sequence), ranks)
+        return self._each(Prepared(sequence=self.sequence, changed=changed), ranks)
 
     def done(self, ranks: Iterable[int] | None = None) -> list[Action]:
         """Ranks have left the job."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -12,7 +13,8 @@ import pytest
 from tutti.backend.assets.files import digest_of
 from tutti.backend.broker import catalog as catalogs
 from tutti.backend.broker.catalog import Catalog
-from tutti.backend.errors import BadCheckpoint, UnknownModel
+from tutti.backend.broker.store import FileStore
+from tutti.backend.errors import BadCheckpoint, QueueFull, UnknownModel
 from tutti.backend.wire.messages import ManifestEntry
 
 TENSOR = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
@@ -278,3 +280,40 @@ def test_a_shipped_model_that_is_not_what_was_shipped_is_refused(assets: Path, t
     with pytest.raises(BadCheckpoint, match="Install Tutti again") as refused:
         Catalog([], tmp_path / "f", assets).resolve(name)
     assert str(tmp_path) not in refused.value.message
+
+
+def test_a_stored_lora_that_a_job_names_makes_no_room_for_others(models: Path, tmp_path: Path) -> None:
+    data, other = write(tmp_path / "lora").read_bytes(), bytes(80)
+    store = FileStore(tmp_path / "stored", most_bytes=len(data) + 10)
+    catalog = Catalog([models], tmp_path / "folders.json", stored=tmp_path / "stored")
+    digest, other_digest = (hashlib.blake2b(file, digest_size=16).hexdigest() for file in (data, other))
+    name, path = f"stored/{digest}.safetensors", tmp_path / "stored" / f"{digest}.safetensors"
+    store.put(digest, len(data), 0, data)
+    os.utime(path, (0, 0))
+    before = catalog.resolve_all("diffusion_models/a.safetensors", name)
+    assert before.loras[0].path == str(path)
+    with pytest.raises(QueueFull):
+        store.put(other_digest, len(other), 0, other)
+    assert catalog.resolve_all("diffusion_models/a.safetensors", name) == before, (
+        "the same file, however often it is named"
+    )
+    os.utime(path, (0, 0))
+    store.put(other_digest, len(other), 0, other)
+    with pytest.raises(UnknownModel, match="Queue the workflow again: the daemon has dropped the LoRA"):
+        catalog.resolve_all("diffusion_models/a.safetensors", name)
+
+
+def test_a_stored_lora_that_goes_while_it_is_looked_up_is_unknown(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"stored/{'ab' * 16}.safetensors"
+    path = write(tmp_path / name)
+    catalog, touch = Catalog([models], tmp_path / "folders.json", stored=tmp_path / "stored"), os.utime
+
+    def too_late(file: Path) -> None:
+        path.unlink()
+        touch(file)
+
+    monkeypatch.setattr(os, "utime", too_late)
+    with pytest.raises(UnknownModel, match="Queue the workflow again"):
+        catalog.resolve_all("diffusion_models/a.safetensors", name)

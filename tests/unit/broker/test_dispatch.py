@@ -71,6 +71,23 @@ def test_go_follows_prepared_from_every_rank_and_not_before() -> None:
     assert sent_to_ranks(rig.prepared([1])) == [(2, Go(sequence=1))]
 
 
+def test_ranks_that_changed_their_weights_differently_do_not_begin() -> None:
+    rig = ready_rig()
+    rig.submit(A, 1)
+    rig.prepared([0], changed="a" * 32)
+    actions = rig.prepared([1], changed="b" * 32)
+    assert [type(message) for _, message in sent_to_ranks(actions)] == [Abort]
+    (failed,) = told(actions, A)
+    assert isinstance(failed, Failed)
+    assert (failed.code, failed.message.split(":")[0]) == (
+        "bad_checkpoint",
+        "Copy the same LoRA and model files to every host",
+    )
+    rig.submit(A, 2)
+    rig.prepared([0], changed="a" * 32)
+    assert [type(message) for _, message in sent_to_ranks(rig.prepared([1], changed="a" * 32))] == [Go]
+
+
 def test_the_next_turn_waits_until_every_rank_is_done() -> None:
     rig = ready_rig()
     rig.submit(A, 1)

@@ -86,7 +86,7 @@ def test_only_the_first_turn_of_a_trajectory_is_looked_up() -> None:
     table = a_table()
     later = sent(A, evaluate(job(1), 1), evaluate_tensors())
     assert table.arrived(later, 0.0) == [later]
-    assert only_lookup(table.arrived(sent(A, evaluate(job(1), 0), evaluate_tensors()), 0.0)).model == MODEL
+    assert only_lookup(table.arrived(sent(A, evaluate(job(1), 0), evaluate_tensors()), 0.0)).wanted == (MODEL,)
 
 
 def test_nothing_of_its_connection_overtakes_a_submission_whose_model_is_looked_up() -> None:
@@ -154,7 +154,7 @@ def test_a_refusal_is_told_and_not_remembered() -> None:
     (step,) = table.found(only_lookup(table.arrived(a_sample(A, 1), 0.0)), MISSING, 0.0)
     assert isinstance(step, ClientSent)
     assert step.model is MISSING
-    assert only_lookup(table.arrived(a_sample(A, 2), 0.0)).model == MODEL
+    assert only_lookup(table.arrived(a_sample(A, 2), 0.0)).wanted == (MODEL,)
 
 
 def test_a_second_submission_behind_the_first_is_looked_up_in_its_turn() -> None:

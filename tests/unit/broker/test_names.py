@@ -36,3 +36,9 @@ def test_the_refusal_shows_the_name_harmlessly_and_no_path() -> None:
     text = unknown("diffusion_models/\x1b[31m\u202e" + "x" * 500).message
     assert text.isprintable()
     assert len(text) < 300
+
+
+def test_a_lora_that_was_dropped_is_sent_again_and_not_looked_for_in_a_folder() -> None:
+    text = unknown(f"stored/{'ab' * 16}.safetensors").message
+    assert text.startswith("Queue the workflow again: the daemon has dropped the LoRA that it was sent")
+    assert "folder" not in text

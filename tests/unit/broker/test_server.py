@@ -21,6 +21,7 @@ from tutti.backend.broker.server import Server
 from tutti.backend.broker.settings import BrokerSettings
 from tutti.backend.broker.sockets import ClientSocket, RankSocket
 from tutti.backend.broker.state import Broker
+from tutti.backend.broker.store import FileStore
 from tutti.backend.client.link import Link
 from tutti.backend.errors import AuthFailed, BadRequest, Busy, Draining, InternalError, JobCancelled, UnknownJob
 from tutti.backend.wire.connection import Connection
@@ -141,7 +142,7 @@ def serving(state_dir: Path, catalog: BlockingCatalog) -> Iterator[Stage]:
     server = Server(
         broker=Broker(BrokerSettings(instance="1" * 32, software="test", world_size=2), time.monotonic()),
         clients=clients, ranks=RankSocket(context), zap=ZapHandler(context, gate), gate=gate, catalog=catalog,
-        ledger=MemoryLedger(), group=NoRanks(),
+        store=FileStore(state_dir / "stored"), ledger=MemoryLedger(), group=NoRanks(),
     )  # fmt: skip
     connection = Connection(
         endpoint=endpoint, server_public_key=key.public, client_public_key=local.public, client_secret_key=local.secret

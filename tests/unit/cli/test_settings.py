@@ -57,7 +57,7 @@ def test_a_plan_that_fits_is_written_out_in_full_and_auto_stays() -> None:
 def test_a_plan_for_another_number_of_ranks_names_what_fits() -> None:
     with pytest.raises(
         CommandError,
-        match=r"^Use `--ranks 4`, or a plan for 2 \(auto; cfg=1,ring=1,ulysses=2; cfg=1,ring=2,ulysses=1\)",
+        match=r"^Use `--ranks 4`, or a plan for 2 \(auto; cfg=1,ring=1,ulysses=2; cfg=1,ring=2,ulysses=1; cfg=2,ring=1,ulysses=1\)",
     ):
         check_plan("ulysses=2,ring=2", 2)
 
@@ -67,13 +67,10 @@ def test_what_is_no_plan_is_refused_as_such() -> None:
         check_plan("fast", 2)
 
 
-@pytest.mark.parametrize("plan", ["cfg=2", "cfg=2,ulysses=2"])
-def test_a_plan_with_cfg_parallel_is_refused_before_any_job_is(plan: str) -> None:
-    with pytest.raises(
-        CommandError,
-        match=r"^Use a plan with cfg=1 \(for 2 rank\(s\): auto; cfg=1,ring=1,ulysses=2; cfg=1,ring=2,ulysses=1\)",
-    ):
-        check_plan(plan, 2)
+def test_a_plan_with_cfg_parallel_is_taken_where_there_are_two_halves() -> None:
+    assert check_plan("cfg=2", 2) == "cfg=2,ring=1,ulysses=1"
+    with pytest.raises(CommandError, match=r"^Use a plan with cfg=1 or cfg=2"):
+        check_plan("cfg=4", 4)
 
 
 def test_models_folders_are_like_comfyuis(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tutti.backend.errors import UnsupportedFamily, UnsupportedInput
 from tutti.comfy_nodes.conditioning import Conditioning, from_values, split
-from tutti.comfy_nodes.families import FLUX, family_of
+from tutti.comfy_nodes.families import FLUX, LTX_VIDEO, family_of
 
 
 def test_every_key_that_flux_takes_has_a_name_on_the_wire() -> None:
@@ -31,6 +31,16 @@ def test_an_unknown_key_is_named_in_the_error() -> None:
 def test_a_key_that_says_nothing_is_not_an_input() -> None:
     told = from_values(FLUX, {"c_crossattn": torch.zeros(1, 3, 8), "y": None, "clip_fea": None}, torch.float32)
     assert set(told.tensors) == {"context"}
+
+
+def test_guides_at_full_strength_say_nothing_and_weaker_ones_are_refused() -> None:
+    values = {"c_crossattn": torch.zeros(1, 3, 8), "frame_rate": 25}
+    guide = {"pre_filter_count": 12, "strength": 1.0, "pixel_mask": None, "latent_shape": [1, 3, 4]}
+    told = from_values(LTX_VIDEO, {**values, "guide_attention_entries": [guide, guide]}, torch.float32)
+    assert (set(told.tensors), told.options) == ({"context"}, {"frame_rate": 25})
+    for changed in ({"strength": 0.5}, {"pixel_mask": torch.ones(1, 1, 1, 2, 2)}):
+        with pytest.raises(UnsupportedInput, match="Remove what adds guide_attention_entries"):
+            from_values(LTX_VIDEO, {**values, "guide_attention_entries": [guide, guide | changed]}, torch.float32)
 
 
 def test_floats_are_cast_to_the_compute_dtype_and_integers_are_not() -> None:
@@ -74,7 +84,7 @@ def test_a_copy_does_not_follow_a_change_in_place() -> None:
 
 def test_a_file_of_a_family_that_we_do_not_run_is_refused_with_what_to_do() -> None:
     chroma = type("Chroma", (), {"__module__": "comfy.supported_models"})
-    with pytest.raises(UnsupportedFamily, match="Load this file with ComfyUI's own loader: it is a Chroma model"):
+    with pytest.raises(UnsupportedFamily, match="Load this file with ComfyUI's own loader: its family is Chroma"):
         family_of(chroma)
 
 

@@ -55,7 +55,7 @@ def test_a_wrong_option_is_refused_with_what_to_do(wrong: dict[str, Any], says: 
         ("fast", None, 'Write a plan as "ulysses=2,ring=1"'),
         ("ulysses=4", None, "divides the model's 2 heads"),
         ("ring=2", 3, "Choose a plan for 3 rank(s)"),
-        ("cfg=2", None, "CFG parallel"),
+        ("cfg=4", None, "guidance has two branches"),
         ("ring=9999", None, "Choose a plan of at most 64 ranks"),
     ],
 )

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tutti.backend.errors import BadCheckpoint, UnsupportedFamily
-from tutti.backend.models.flux import FluxAdapter
+from tutti.backend.models.family import TransformerAdapter
 from tutti.backend.models.registry import ResidentModel, load_model
 
 from tests.support.checkpoints import write_tiny_flux
@@ -98,14 +98,14 @@ def test_the_geometry_is_read_off_the_shapes(format: str, geometry: dict[str, in
     path = tmp_path / "tiny.safetensors"
     written = write_tiny_flux(path, format=format, **geometry)  # type: ignore[arg-type]
     model = load(path)
-    assert isinstance(model.adapter, FluxAdapter)
+    assert isinstance(model.adapter, TransformerAdapter)
     assert model.adapter.geometry == written
     assert (model.family, model.num_heads) == ("flux", written.hidden // 128)
 
 
 def test_tensors_of_the_asked_dtype_stay_views_of_the_mapped_file(tiny: Path) -> None:
     model = load(tiny)
-    assert isinstance(model.adapter, FluxAdapter)
+    assert isinstance(model.adapter, TransformerAdapter)
     maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(tiny) in line]
     ranges = [tuple(int(address, 16) for address in fields[0].split("-")) for fields in maps]
     copied = [
@@ -118,12 +118,12 @@ def test_tensors_of_the_asked_dtype_stay_views_of_the_mapped_file(tiny: Path) ->
     assert model.size_bytes == sum(tensor.nbytes for tensor in load_file(tiny).values())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_other_dtypes_are_cast_to_the_asked_one(dtype: torch.dtype, tmp_path: Path) -> None:
     path = tmp_path / "tiny.safetensors"
     write_tiny_flux(path, **TINY, dtype=dtype)
     model = load(path, dtype=torch.bfloat16)
-    assert isinstance(model.adapter, FluxAdapter)
+    assert isinstance(model.adapter, TransformerAdapter)
     assert {parameter.dtype for parameter in model.adapter.network.parameters()} == {torch.bfloat16}
     stored = load_file(path)["double_blocks.0.img_attn.qkv.weight"].to(torch.bfloat16)
     assert torch.equal(model.adapter.network.transformer_blocks[0].attn.to_k.weight, stored[128:256])
@@ -197,14 +197,6 @@ def test_a_file_without_a_tensor_that_tells_the_geometry_is_incomplete(name: str
 
 
 @pytest.mark.parametrize(
-    "name", ["double_blocks.0.img_mlp.0.scale_weight", "scaled_fp8", "double_blocks.0.img_mlp.0.comfy_quant"]
-)
-def test_scaled_weights_are_refused_instead_of_read_wrongly(name: str, tiny: Path) -> None:
-    with pytest.raises(BadCheckpoint, match="scaled or quantised"):
-        load(changed(tiny, lambda tensors: tensors.update({name: torch.ones(1)})))
-
-
-@pytest.mark.parametrize(
     "names",
     [
         ["transformer_blocks.0.attn.to_q.weight"],
@@ -232,11 +224,16 @@ def test_a_relative_of_flux_is_not_taken_for_it(relative: str, tiny: Path) -> No
 @pytest.mark.parametrize("kept", [0, 7, 8, 100, -1, -1000])
 def test_a_truncated_file_is_refused(kept: int, tiny: Path) -> None:
     tiny.write_bytes(tiny.read_bytes()[:kept])
-    with pytest.raises(BadCheckpoint, match="Download the checkpoint again"):
+    with pytest.raises(BadCheckpoint, match=r"Download the checkpoint again|is cut off in its header"):
         load(tiny)
 
 
-@pytest.mark.parametrize("name", ["model.ckpt", "model.pt", "model.bin", "model.gguf", "model"])
+def test_a_safetensors_file_with_the_name_of_a_gguf_is_refused(tiny: Path) -> None:
+    with pytest.raises(BadCheckpoint, match="does not begin like a GGUF file"):
+        load(tiny.rename(tiny.with_name("model.gguf")))
+
+
+@pytest.mark.parametrize("name", ["model.ckpt", "model.pt", "model.bin", "model"])
 def test_other_formats_are_refused_by_name(name: str, tiny: Path) -> None:
     with pytest.raises(BadCheckpoint, match=r"Convert the checkpoint to \.safetensors"):
         load(tiny.rename(tiny.with_name(name)))

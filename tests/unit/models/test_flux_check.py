@@ -60,13 +60,13 @@ def test_a_call_that_comfyui_would_run_is_accepted(request_: CallSpec, adapter: 
         (
             with_conditioning(context=(2, 77, 2048)),
             WrongFamily,
-            "Use the text encoder that belongs to FLUX.1 .*got context width 2048, this checkpoint takes 64",
+            r"Use the text encoder that belongs to FLUX.1 .*got context of shape \[2, 77, 2048\], this FLUX.1 checkpoint takes \[batch, tokens, 64\]",
         ),
         (with_conditioning(context=(1, 13, 64)), BadRequest, "Give context for every picture"),
         (
             with_conditioning(pooled=(2, 31)),
             WrongFamily,
-            "Use the text encoder that belongs to FLUX.1 .*this checkpoint takes 32",
+            r"Use the text encoder that belongs to FLUX.1 .*this FLUX.1 checkpoint takes \[batch, 32\]",
         ),
         (with_conditioning(pooled=(2,)), WrongFamily, "Use the text encoder"),
         (with_conditioning(pooled=(3, 32)), BadRequest, "Give pooled for every picture"),

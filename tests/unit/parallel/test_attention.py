@@ -113,6 +113,18 @@ def test_the_operator_counts_its_calls_and_never_touches_its_token(call: CallCon
     assert relative_error(out, expected) <= TOLERANCE[torch.float32]
 
 
+def test_the_operator_attends_to_the_streams_that_it_is_told() -> None:
+    partition = Partition.equal({"text": 3, "image": 9}, ring=1, ulysses=1)
+    call = CallContext(partition, Exchange(single_rank_mesh(), RawCodec()))
+    q, k, v = (draw(2, 9, 4, 16, seed=seed) for seed in (1, 2, 3))
+    with running_call(call):
+        out = usp_operator()(q, k, v, torch.zeros(1), 0.25, "image")
+        with pytest.raises(InternalError, match="9 tokens, but this rank holds 12"):
+            usp_operator()(q, k, v, torch.zeros(1), 0.25)
+    expected = exact(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), 0.25).out.transpose(1, 2)
+    assert relative_error(out, expected) <= TOLERANCE[torch.float32]
+
+
 def test_an_attention_outside_a_model_call_is_a_bug_and_said_so() -> None:
     q = draw(1, 4, 2, 16)
     with pytest.raises(InternalError, match="outside a model call"):

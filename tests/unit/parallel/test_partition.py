@@ -42,6 +42,29 @@ def test_the_valid_keys_of_all_chunks_are_all_real_tokens(lengths: dict[str, int
     assert torch.cat(seen).sort().values.equal(torch.cat(list(marks.values())).sort().values)
 
 
+@given(lengths=lengths, ring=degrees, ulysses=degrees, data=st.data())
+def test_an_attention_to_some_streams_works_as_if_there_were_no_others(
+    lengths: dict[str, int], ring: int, ulysses: int, data: st.DataObject
+) -> None:
+    names = data.draw(st.permutations(sorted(lengths)))[: data.draw(st.integers(1, len(lengths)))]
+    seen = Partition.equal(lengths, ring=ring, ulysses=ulysses).seen_by(",".join(names))
+    alone = {name: length for name, length in lengths.items() if name in names}
+    assert seen == Partition.equal(alone, ring=ring, ulysses=ulysses)
+    assert list(seen.streams) == list(alone)
+
+
+def test_the_part_that_an_attention_sees_is_made_once() -> None:
+    partition = Partition.equal({"text": 3, "image": 5}, ring=1, ulysses=2)
+    assert partition.seen_by("") is partition
+    assert partition.seen_by("image") is partition.seen_by("image")
+    assert partition.seen_by("image").chunk_lengths == (5,)
+
+
+def test_a_stream_that_the_call_does_not_have_is_refused() -> None:
+    with pytest.raises(InternalError, match="sees audio, the call has text, image"):
+        Partition.equal({"text": 3, "image": 5}, ring=1, ulysses=2).seen_by("image,audio")
+
+
 def test_lengths_that_divide_need_no_index_and_no_copy() -> None:
     partition = Partition.equal({"text": 8, "image": 16}, ring=2, ulysses=2)
     assert partition.held == (6, 6, 6, 6)

@@ -50,22 +50,19 @@ def test_a_degree_is_a_whole_number_of_at_least_one(degree: object) -> None:
 
 
 def test_factor_plans_lists_every_split_once_in_a_fixed_order() -> None:
-    assert [(plan.ring, plan.ulysses) for plan in factor_plans(12)] == [
-        (1, 12),
-        (2, 6),
-        (3, 4),
-        (4, 3),
-        (6, 2),
-        (12, 1),
-    ]
+    whole = [(1, 1, 12), (1, 2, 6), (1, 3, 4), (1, 4, 3), (1, 6, 2), (1, 12, 1)]
+    halves = [(2, 1, 6), (2, 2, 3), (2, 3, 2), (2, 6, 1)]
+    assert [(plan.cfg, plan.ring, plan.ulysses) for plan in factor_plans(12)] == whole + halves
+    assert {plan.cfg for plan in factor_plans(3)} == {1}, "three ranks have no halves"
     assert factor_plans(1) == [Plan()]
     with pytest.raises(BadPlan):
         factor_plans(0)
 
 
 def test_legal_plans_are_those_whose_ulysses_degree_divides_the_heads() -> None:
-    assert [plan.ulysses for plan in legal_plans(4, 24)] == [4, 2, 1]
-    assert [plan.ulysses for plan in legal_plans(4, 6)] == [2, 1]
+    assert [(plan.cfg, plan.ulysses) for plan in legal_plans(4, 24)] == [(1, 4), (1, 2), (1, 1), (2, 2), (2, 1)]
+    assert [(plan.cfg, plan.ulysses) for plan in legal_plans(4, 6)] == [(1, 2), (1, 1), (2, 2), (2, 1)]
+    assert [(plan.cfg, plan.ulysses) for plan in legal_plans(2, 1)] == [(1, 1), (2, 1)]
     assert [plan.ulysses for plan in legal_plans(5, 24)] == [1]
 
 
@@ -75,8 +72,24 @@ def test_auto_takes_the_largest_legal_ulysses_degree() -> None:
     assert choose_plan(None, 1, 24) == Plan()
 
 
+@pytest.mark.parametrize(
+    ("world_size", "num_heads", "chosen"),
+    [
+        (2, 24, Plan(cfg=2)),
+        (4, 24, Plan(cfg=2, ulysses=2)),
+        (8, 2, Plan(cfg=2, ring=2, ulysses=2)),
+        (3, 24, Plan(ulysses=3)),
+        (1, 24, Plan()),
+    ],
+)
+def test_auto_gives_two_branches_a_half_of_the_group_each(world_size: int, num_heads: int, chosen: Plan) -> None:
+    assert choose_plan(None, world_size, num_heads, branches=2) == chosen
+    assert choose_plan(None, world_size, num_heads, branches=1).cfg == 1
+
+
 def test_a_legal_request_is_taken_as_it_is() -> None:
     assert choose_plan(Plan(ring=4), 4, 24) == Plan(ring=4)
+    assert choose_plan(Plan(cfg=2, ring=2), 4, 24, branches=1) == Plan(cfg=2, ring=2)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +97,7 @@ def test_a_legal_request_is_taken_as_it_is() -> None:
     [
         (Plan(ulysses=4), "divides the model's 6 heads"),
         (Plan(ulysses=2), "4 rank"),
-        (Plan(cfg=2, ulysses=2), "CFG parallel is not part of this release"),
+        (Plan(cfg=4), "guidance has two branches"),
     ],
 )
 def test_an_illegal_request_is_refused_with_the_legal_plans_named(requested: Plan, says: str) -> None:

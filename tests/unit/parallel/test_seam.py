@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry, dispatch_attention_fn
 from torch import Tensor, nn
 from tutti.backend.errors import InternalError
 from tutti.backend.models.registry import ResidentModel, load_model
@@ -52,6 +52,31 @@ class DeafProcessor(LocalProcessor):
     _parallel_config = None
 
 
+class SeamProcessor:
+    """Asks for a backend, and for nothing else."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(self, tokens_BSHD: Tensor) -> Tensor:
+        out: Tensor = dispatch_attention_fn(
+            *(tokens_BSHD,) * 3, backend=self._attention_backend, parallel_config=self._parallel_config
+        )
+        return out
+
+
+class Attention(nn.Module):
+    """Of tokens to themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.processor = SeamProcessor()
+
+    def forward(self, tokens_BSHD: Tensor) -> Tensor:
+        out: Tensor = self.processor(tokens_BSHD)
+        return out
+
+
 def test_binding_touches_no_process_wide_state_of_diffusers(model: ResidentModel) -> None:
     active, names = _AttentionBackendRegistry._active_backend, list(AttentionBackendName)
     model.bind(single_rank_mesh())
@@ -91,6 +116,28 @@ def test_removing_the_binding_gives_the_network_back(model: ResidentModel) -> No
     assert all(processor._attention_backend is diffusers_backend() for processor in processors)
     binding.remove()
     assert all(processor._attention_backend is None and processor._parallel_config is None for processor in processors)
+
+
+def test_an_attention_may_see_some_of_the_streams_only() -> None:
+    network = nn.ModuleDict({"attn": Attention(), "attn2": Attention()})
+    binding = bind(
+        network,
+        single_rank_mesh(),
+        splits=(),
+        gather=Gather("attn", "image"),
+        is_joint_attention=lambda _: True,
+        streams_of=lambda name: ("image",) if name == "attn2" else (),
+    )
+    both = torch.randn(1, 9, 2, 8, generator=torch.Generator().manual_seed(1))
+    image = both[:, 3:]
+    with binding.call({"text": 3, "image": 6}):
+        outputs = network["attn"](both), network["attn2"](image)
+    for output, tokens in zip(outputs, (both, image), strict=True):
+        heads_first = tokens.transpose(1, 2)
+        expected = nn.functional.scaled_dot_product_attention(heads_first, heads_first, heads_first)
+        assert relative_error(output, expected.transpose(1, 2)) <= FP32_TOLERANCE
+    with pytest.raises(InternalError, match="9 tokens, but this rank holds 6"), binding.call({"text": 3, "image": 6}):
+        network["attn2"](both)
 
 
 def test_an_attention_without_a_seam_is_refused_when_the_model_is_bound(model: ResidentModel) -> None:

@@ -32,7 +32,7 @@ from tutti.backend.worker.failure import EXIT_FAILED_ALONE, EXIT_GROUP_BROKEN, E
 
 def environment(**changes: object) -> RankEnvironment:
     values = {
-        "token": "t" * 64, "incarnation": "i", "group_id": 0, "rank_endpoint": "ipc:///r", "liveness": "/l", "init_method": "file:///s",
+        "token": "t" * 64, "incarnation": "i", "group_id": 0, "rank_endpoint": "ipc:///r", "shared_folder": "/shared", "liveness": "/l", "init_method": "file:///s",
         "device": "cpu", "transport": "", "world_size": 2,
     }  # fmt: skip
     return RankEnvironment(**(values | changes))  # type: ignore[arg-type]
@@ -41,7 +41,7 @@ def environment(**changes: object) -> RankEnvironment:
 def test_ranks_find_everything_in_their_environment() -> None:
     found = environment().variables({"PATH": "/bin", "TUTTI_NULL_STEP_S": "1"})
     assert {name: found[name] for name in found if name.startswith("TUTTI_")} == {
-        "TUTTI_TOKEN": "t" * 64, "TUTTI_INCARNATION": "i", "TUTTI_GROUP_ID": "0", "TUTTI_RANK_ENDPOINT": "ipc:///r",
+        "TUTTI_TOKEN": "t" * 64, "TUTTI_INCARNATION": "i", "TUTTI_GROUP_ID": "0", "TUTTI_RANK_ENDPOINT": "ipc:///r", "TUTTI_SHARED_FOLDER": "/shared",
         "TUTTI_LIVENESS": "/l", "TUTTI_INIT_METHOD": "file:///s", "TUTTI_DEVICE": "cpu", "TUTTI_TRANSPORT": "", "TUTTI_NULL_STEP_S": "1",
     }  # fmt: skip
     assert found["PATH"] == "/bin"

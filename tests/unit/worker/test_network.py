@@ -16,6 +16,8 @@ from tutti.backend.worker.network import GatedNetwork
 from tutti.backend.worker.null_rank import NullAdapter
 from tutti.backend.worker.trajectory import check_sigmas, run_sample
 
+from tests.support.meshes import single_rank_mesh
+
 CPU = torch.device("cpu")
 
 
@@ -38,7 +40,7 @@ class Recorder(NullAdapter):
 
 def network(adapter: NullAdapter, dtype: torch.dtype = torch.float32) -> GatedNetwork:
     model = ResidentModel(family="null", num_heads=1, dtype=dtype, device=CPU, size_bytes=0, adapter=adapter)
-    return GatedNetwork(model, open_gate())
+    return GatedNetwork(model, open_gate(), single_rank_mesh())
 
 
 def open_gate() -> CallGate:
@@ -163,3 +165,18 @@ def test_a_run_without_steps_returns_the_latent_at_its_own_scale() -> None:
 def test_sigmas_that_no_solver_can_use_are_refused_before_any_call(sigmas: tuple[float, ...]) -> None:
     with pytest.raises(BadRequest, match="sigmas"):
         check_sigmas(torch.tensor(sigmas))
+
+
+def test_numbers_that_a_family_refuses_are_refused_where_every_rank_sees_them() -> None:
+    """Before the branches part: with cfg parallel a rank computes one of them, and must refuse for both."""
+
+    class Picky(Recorder):
+        def check_values(self, conditioning: Mapping[str, Tensor]) -> None:
+            if bool((conditioning["attention_mask"] == 0).all()):
+                raise BadRequest("Give every picture a prompt.")
+
+    good = {"context": torch.ones(1, 5, 8), "attention_mask": torch.ones(1, 5, dtype=torch.int64)}
+    prepared = network(Picky()).prepare(good, 2)
+    assert prepared["attention_mask"].dtype == torch.int64
+    with pytest.raises(BadRequest, match="Give every picture"):
+        network(Picky()).prepare(good | {"attention_mask": torch.zeros(1, 5, dtype=torch.int64)}, 2)

@@ -33,7 +33,7 @@ from tutti.backend.worker.stopping import StopSignal
 CPU = torch.device("cpu")
 ENVIRONMENT = {
     "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TUTTI_TOKEN": "f" * 64, "TUTTI_INCARNATION": "0" * 32, "TUTTI_GROUP_ID": "0",
-    "TUTTI_RANK_ENDPOINT": "ipc://r", "TUTTI_INIT_METHOD": "file:///store", "TUTTI_DEVICE": "cpu", "TUTTI_TRANSPORT": "",
+    "TUTTI_RANK_ENDPOINT": "ipc://r", "TUTTI_SHARED_FOLDER": "/shared", "TUTTI_INIT_METHOD": "file:///store", "TUTTI_DEVICE": "cpu", "TUTTI_TRANSPORT": "",
 }  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def test_a_rank_reads_its_environment_and_takes_the_token_out_of_it() -> None:
     settings = RankSettings.take(environment)
     assert (settings.rank, settings.world_size, settings.transport) == (1, 2, None)
     assert settings.token == "f" * 64
-    assert settings.ranks_on_device == 2
+    assert settings.ranks_on_device == 1, "ranks of a host map the same pages"
     assert "TUTTI_TOKEN" not in environment
     assert "f" * 64 not in repr(settings)
 
@@ -190,7 +190,7 @@ def test_a_rank_that_cannot_join_the_group_says_by_its_exit_status_that_it_never
     )
     done = _python(
         "from tutti.backend.worker.rank import run_rank; run_rank()", **numbers, TUTTI_TOKEN="t" * 64, TUTTI_INCARNATION="1" * 32,
-        TUTTI_RANK_ENDPOINT=f"ipc://{tmp_path}/r", TUTTI_INIT_METHOD=f"file://{tmp_path}/store", TUTTI_DEVICE="cuda", CUDA_VISIBLE_DEVICES="",
+        TUTTI_RANK_ENDPOINT=f"ipc://{tmp_path}/r", TUTTI_SHARED_FOLDER=f"{tmp_path}/shared", TUTTI_INIT_METHOD=f"file://{tmp_path}/store", TUTTI_DEVICE="cuda", CUDA_VISIBLE_DEVICES="",
     )  # fmt: skip
     assert done.returncode == EXIT_NOT_STARTED
     assert "cannot start" in done.stderr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tutti.backend.models.flux_tokens import Placement, grid_positions, pack, place_references, unpack
+from tutti.backend.models.patches import Placement, grid_positions, pack, place_references, unpack
 
 CPU = torch.device("cpu")
 
@@ -44,7 +44,15 @@ def test_offset_puts_references_where_the_whole_stays_smaller() -> None:
 
 def test_index_gives_each_reference_an_index_of_its_own() -> None:
     assert place_references([(16, 16), (8, 8)], "index", (16, 16)) == [Placement(1, 0, 0), Placement(2, 0, 0)]
+    apart = place_references([(16, 16), (8, 8)], "index", (16, 16), index_step=10)
+    assert apart == [Placement(10, 0, 0), Placement(20, 0, 0)]
 
 
 def test_uxo_continues_the_diagonal_of_the_picture() -> None:
     assert place_references([(15, 12), (8, 8)], "uxo", (11, 9)) == [Placement(0, 6, 5), Placement(0, 14, 11)]
+
+
+def test_a_patch_of_one_pixel_places_pixels() -> None:
+    assert place_references([(9, 5), (21, 5)], "offset", (16, 16), patch=1) == [Placement(1, 0, 0), Placement(1, 0, 5)]
+    assert place_references([(15, 12), (8, 8)], "uxo", (11, 9), patch=1) == [Placement(0, 11, 9), Placement(0, 26, 21)]
+    assert grid_positions(1, 3, Placement(0, 4, 0), CPU, patch=1).tolist() == [[0, 4, 0], [0, 4, 1], [0, 4, 2]]

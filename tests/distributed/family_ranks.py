@@ -1,0 +1,62 @@
+"""What each rank runs for the families' parity tests: every call under every plan, velocity by velocity."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tutti.backend.models.registry import load_model
+from tutti.backend.parallel.branches import compute_branches
+from tutti.backend.parallel.exchange import RawCodec
+from tutti.backend.parallel.plan import Plan
+
+from tests.support.calls import read_calls
+from tests.support.ranks import this_rank
+
+
+class _Dropped(RawCodec):
+    """The negative control: what the others sent is thrown away."""
+
+    def decode(self, payload: Tensor, landing: Tensor) -> Tensor:
+        return landing.zero_()
+
+
+def main() -> None:
+    rank = this_rank()
+    dtype = getattr(torch, rank.arguments["dtype"])
+    models = {
+        path: load_model(Path(path), dtype=dtype, device=rank.group.device, progress=lambda _: None)
+        for path in rank.arguments["checkpoints"]
+    }
+    rank.facts = {"families": sorted({model.family for model in models.values()})}
+    calls = read_calls(Path(rank.arguments["calls"]))
+    whole = RawCodec.decode
+    for (plan, checkpoint, dropped), group in groupby(rank.arguments["cases"], key=_together):
+        cases, model, mesh = list(group), models[checkpoint], rank.group.mesh(Plan.parse(plan))
+        model.bind(mesh)
+        drops = dropped and mesh.sequence.index == mesh.sequence.size - 1
+        RawCodec.decode = _Dropped.decode if drops else whole  # type: ignore[method-assign]
+
+        def compute(index: int, cases: list[Any] = cases, adapter: Any = model.adapter) -> Tensor:
+            call = calls[cases[index]["call"]]
+            adapter.check(call.spec())
+            adapter.check_values(call.conditioning)
+            velocity: Tensor = adapter.velocity(call.x, call.timestep, call.conditioning, call.options)
+            return velocity
+
+        # With cfg parallel each half of the ranks computes every other call, of another size than its neighbour's.
+        shapes = [model.adapter.answer_shape(tuple(calls[case["call"]].x.shape)) for case in cases]
+        answers = compute_branches(mesh, shapes, compute)
+        rank.tensors |= {case["name"]: answer for case, answer in zip(cases, answers, strict=True)}
+    rank.finish()
+
+
+def _together(case: dict[str, Any]) -> tuple[str, str, bool]:
+    return case["plan"], case["checkpoint"], case["dropped"]
+
+
+if __name__ == "__main__":
+    main()
