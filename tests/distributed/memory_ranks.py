@@ -45,6 +45,9 @@ def main() -> None:
                 dtype=getattr(torch, arguments["dtype"]),
                 device=rank.group.device,
                 progress=lambda _: None,
+                make_room=lambda weight_bytes: rank.facts.update(
+                    estimate=weight_bytes(getattr(torch, arguments["dtype"]))
+                ),
                 shared_file=Path(arguments["shared_file"]) if arguments["shared_file"] else None,
             )
         if stage == "with LoRA":

@@ -29,8 +29,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def stages(folder: Path, out: Path, *, dtype: str, shared: bool) -> dict[str, int]:
-    """Bytes that all ranks together took, by stage, without what they had before."""
+def stages(folder: Path, out: Path, *, dtype: str, shared: bool, ranks_count: int = RANKS) -> dict[str, int]:
+    """Bytes that all ranks together took, by stage, without what they had before; and what was said before loading."""
     arguments = {
         "checkpoint": str(folder / "tiny.safetensors"),
         "lora": str(folder / "lora.safetensors"),
@@ -38,9 +38,10 @@ def stages(folder: Path, out: Path, *, dtype: str, shared: bool) -> dict[str, in
         "dtype": dtype,
         "shared_file": str(out / "shared" / "model.safetensors") if shared else "",
     }
-    ranks = run_ranks("tests.distributed.memory_ranks", RANKS, out / "ranks", arguments, timeout_s=200)
+    ranks = run_ranks("tests.distributed.memory_ranks", ranks_count, out / "ranks", arguments, timeout_s=200)
     total = {stage: sum(rank.facts[stage] for rank in ranks) for stage in ("before", "loaded", "with LoRA")}
-    return {stage: size - total["before"] for stage, size in total.items()}
+    taken = {stage: size - total["before"] for stage, size in total.items()}
+    return taken | {"estimate": ranks[0].facts["estimate"]}
 
 
 def test_four_ranks_take_the_file_once_and_what_a_lora_changes_once(folder: Path, tmp_path: Path) -> None:
@@ -58,3 +59,9 @@ def test_four_ranks_convert_to_another_dtype_once(folder: Path, tmp_path: Path) 
     alone = stages(folder, tmp_path / "alone", dtype="float32", shared=False)
     assert shared["loaded"] <= LIMIT * converted_bytes
     assert alone["loaded"] > 0.9 * RANKS * converted_bytes, "the control: each rank with its own"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_what_is_said_before_loading_is_what_it_takes(dtype: str, folder: Path, tmp_path: Path) -> None:
+    taken = stages(folder, tmp_path, dtype=dtype, shared=dtype != "bfloat16", ranks_count=1)
+    assert taken["loaded"] == pytest.approx(taken["estimate"], rel=0.10)
