@@ -54,8 +54,8 @@ def two_calls(seed: int) -> list[tuple[torch.Tensor, float]]:
 
 
 def ready_for_repeat(group: RankGroup, checkpoint: Path) -> Loop:
-    """A trajectory whose last turn had two calls and no conditioning: all later ones are its like."""
-    loop = Loop(group, checkpoint)
+    """A trajectory whose last turn had two calls and no conditioning: all later ones are its like. Every rank makes both calls."""
+    loop = Loop(group, checkpoint, plan="ulysses=2")
     for seed in range(2):
         turn = loop.evaluate([(x, sigma, NAMED) for x, sigma in two_calls(seed)])
         assert isinstance(turn.answer, Evaluated)
@@ -86,7 +86,7 @@ def assert_next_jobs_are_right(group: RankGroup, checkpoint: Path, loop: Loop) -
     named = {name: tensor.double() for name, tensor in NAMED.items()}
     prepared = loop.evaluate([(x, sigma, NAMED) for x, sigma in two_calls(50)])
     repeated = loop.repeat(two_calls(50))
-    other = Loop(group, checkpoint).evaluate([(x, sigma, NAMED) for x, sigma in two_calls(50)])
+    other = Loop(group, checkpoint, plan="ulysses=2").evaluate([(x, sigma, NAMED) for x, sigma in two_calls(50)])
     for index, (x, sigma) in enumerate(two_calls(50)):
         name = f"call.{index}.out"
         right = network.velocity(x, torch.full((1,), sigma).double(), **named)
@@ -100,7 +100,9 @@ def test_a_repeated_turn_computes_what_a_prepared_one_does(group: RankGroup, che
     loop = ready_for_repeat(group, checkpoint)
     for seed in range(2, 4):
         repeated = loop.repeat(two_calls(seed))
-        prepared = Loop(group, checkpoint).evaluate([(x, sigma, NAMED) for x, sigma in two_calls(seed)])
+        prepared = Loop(group, checkpoint, plan="ulysses=2").evaluate(
+            [(x, sigma, NAMED) for x, sigma in two_calls(seed)]
+        )
         for name in ("call.0.out", "call.1.out"):
             assert torch.equal(repeated.tensors[name], prepared.tensors[name])
         assert not torch.equal(repeated.tensors["call.0.out"], repeated.tensors["call.1.out"])  # negative control

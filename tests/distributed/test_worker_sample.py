@@ -24,7 +24,10 @@ ENTRY = "tests.distributed.rank_entry"
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     **{f"{sampler}, cfg 1": ({}, {"sampler": sampler}) for sampler in SOLVERS},
-    **{f"{sampler}, cfg 4": ({"tokens": (6, 6)}, {"sampler": sampler, "cfg": 4.0}) for sampler in SOLVERS},
+    **{
+        f"{sampler}, cfg 4": ({"tokens": (6, 6)}, {"sampler": sampler, "cfg": 4.0, "plan": "ulysses=2"})
+        for sampler in SOLVERS
+    },
     **{
         f"{sampler}, unequal prompts": ({"tokens": (5, 9)}, {"sampler": sampler, "cfg": 4.0, "plan": "ring=2"})
         for sampler in SOLVERS
@@ -34,7 +37,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"latent": True, "mask": True, "tokens": (5, 9)},
         {"cfg": 4.0, "sampler": "heun"},
     ),
-    "batch 3": ({"batch": 3, "tokens": (6, 6)}, {"cfg": 4.0}),
+    "batch 3": ({"batch": 3, "tokens": (6, 6)}, {"cfg": 4.0, "plan": "ulysses=2"}),
     "batch 3, unequal prompts, no guidance": ({"batch": 3, "tokens": (3, 7), "guidance": False}, {"cfg": 2.5}),
     "starts below one": ({"latent": True, "sigmas": (0.55, 0.3, 0.1, 0.0)}, {"sampler": "dpmpp_2m"}),
     "stops early": ({"sigmas": (1.0, 0.8, 0.6, 0.4)}, {"sampler": "dpmpp_2m"}),

@@ -33,9 +33,9 @@ def x_of(seed: int, batch: int = 1) -> Tensor:
 class Loop:
     """A client's side of one trajectory."""
 
-    def __init__(self, group: RankGroup, checkpoint: Path, *, dtype: str = "F32") -> None:
+    def __init__(self, group: RankGroup, checkpoint: Path, *, dtype: str = "F32", plan: str = "") -> None:
         self.group, self.checkpoint = group, checkpoint
-        self.on = ModelRef(model="diffusion_models/test.safetensors", family="flux", dtype=dtype)  # type: ignore[arg-type]
+        self.on = ModelRef(model="diffusion_models/test.safetensors", family="flux", dtype=dtype, plan=plan)  # type: ignore[arg-type]
         self.job_id = secrets.token_hex(16)
         self.turn = 0
         self.sent: set[str] = set()
