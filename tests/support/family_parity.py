@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,10 @@ PLANS: Final[Mapping[int, tuple[str, ...]]] = {
     4: ("ulysses=2,ring=2", "cfg=2,ulysses=2"),
 }
 """World size -> the plans that every family is compared under."""
+
+
+LARGEST_PATCH: Final = 4
+"""Cells of a latent in the largest patch of any family, 2 x 2: so small a latent is one token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +55,11 @@ class Comparison:
     """Whether all ranks held the same bits."""
 
 
+def has_exchange(plan: Plan, call: DrawnCall) -> bool:
+    """Whether ranks need anything of one another: not without a sequence group, and not where one rank has all that there is of the latent."""
+    return plan.ring * plan.ulysses > 1 and math.prod(call.x.shape[2:]) > LARGEST_PATCH
+
+
 def compare(family: Family[Any], rows: Sequence[FamilyRow], folder: Path) -> Comparison:
     """Write every row's checkpoint, and run every call through stock ComfyUI and through real ranks."""
     paths = {row.name: folder / f"{number}.safetensors" for number, row in enumerate(rows)}
@@ -65,7 +75,8 @@ def compare(family: Family[Any], rows: Sequence[FamilyRow], folder: Path) -> Com
     ]
     expected = stock_runs(files, folder / "stock", family=family.name)
     checkpoint_of = {name: str(file.path) for file in files for name in file.calls}
-    write_calls({name: call for file in files for name, call in file.calls.items()}, folder)
+    calls = {name: call for file in files for name, call in file.calls.items()}
+    write_calls(calls, folder)
     found = Comparison()
     for world_size, plans in PLANS.items():
         cases = [
@@ -77,9 +88,8 @@ def compare(family: Family[Any], rows: Sequence[FamilyRow], folder: Path) -> Com
                 "dropped": dropped,
             }
             for plan in plans
-            # Without a sequence group there is no exchange of tokens to drop.
-            for dropped in ((False, True) if Plan.parse(plan).ring * Plan.parse(plan).ulysses > 1 else (False,))
             for name, path in checkpoint_of.items()
+            for dropped in ((False, True) if has_exchange(Plan.parse(plan), calls[name]) else (False,))
         ]
         arguments = {
             "checkpoints": [str(path) for path in paths.values()],

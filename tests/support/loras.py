@@ -93,7 +93,7 @@ def formats(geometry: FluxGeometry) -> dict[str, Tensors]:
         "BFL names": lora(
             blocks, lambda layer: f"diffusion_model.{layer}", "lora_B.weight", "lora_A.weight", alpha=None
         ),
-        "BFL names, up and down": lora(
+        "BFL names (up and down)": lora(
             blocks, lambda layer: f"diffusion_model.{layer}", "lora_up.weight", "lora_down.weight", alpha=8.0
         ),
         "diffusers": lora(split, lambda layer: f"transformer.{layer}", "lora_B.weight", "lora_A.weight", alpha=None),

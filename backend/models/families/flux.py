@@ -6,12 +6,12 @@ matrix; diffusers' keeps them apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...errors import BadCheckpoint
 from ...parallel.hooks import Gather, Split
@@ -19,8 +19,9 @@ from ..adapter import Option
 from ..checkpoint import Checkpoint
 from ..embeddings import ConditioningVector
 from ..family import Arranged, Family, ModelCall
-from ..inputs import Choice, Input, Inputs, References
+from ..inputs import Input, Inputs, References
 from ..keys import KeyMap, Names, Rows, Stack, Swapped, count_blocks, shape_of
+from ..norms import use_torchs_epsilon
 from ..patches import (
     DEFAULT_REFERENCE_METHOD,
     REFERENCE_METHODS,
@@ -30,10 +31,10 @@ from ..patches import (
     place_references,
     unpack,
 )
+from ..references import REFERENCE, reference_method, references
 
 HEAD_DIM: Final = 128
 ROTARY_AXES: Final = (16, 56, 56)
-REFERENCE: Final = "ref_latents."
 
 _TOP: Final[Names] = {
     "x_embedder": "img_in",
@@ -183,10 +184,7 @@ class Flux(Family[FluxGeometry]):
             axes_dims_rope=ROTARY_AXES,
         )
         network.time_text_embed = ConditioningVector(network.time_text_embed)
-        for module in network.modules():
-            if isinstance(module, nn.RMSNorm):
-                # ComfyUI's query and key norms have torch's own epsilon for the dtype, diffusers' 1e-6.
-                module.eps = None
+        use_torchs_epsilon(network)
         return network
 
     def inputs(self, geometry: FluxGeometry) -> Inputs:
@@ -201,14 +199,7 @@ class Flux(Family[FluxGeometry]):
                 Input(name="guidance", dims=1),
             ),
             references=References(prefix=REFERENCE, dims=4, channels=geometry.in_channels),
-            choices=(
-                Choice(
-                    name="ref_latents_method",
-                    values=REFERENCE_METHODS,
-                    matters_with=REFERENCE,
-                    called="the reference method",
-                ),
-            ),
+            choices=(reference_method(REFERENCE_METHODS),),
         )
 
     def is_joint_attention(self, name: str) -> bool:
@@ -241,12 +232,6 @@ def _vector(network: Any, geometry: FluxGeometry, call: ModelCall) -> Tensor:
     guidance = call.conditioning.get("guidance")
     vector: Tensor = network.time_text_embed.vector(call.timestep, guidance, pooled[:, : geometry.pooled_dim])
     return vector
-
-
-def references(conditioning: Mapping[str, Tensor]) -> list[Tensor]:
-    """The reference latents in their order."""
-    count = sum(name.startswith(REFERENCE) for name in conditioning)
-    return [conditioning[f"{REFERENCE}{number}"] for number in range(count)]
 
 
 def _image_tokens(call: ModelCall) -> tuple[Tensor, Tensor]:

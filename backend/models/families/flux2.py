@@ -19,10 +19,11 @@ from ...parallel.hooks import Gather, Split
 from ..checkpoint import Checkpoint
 from ..embeddings import sinusoid
 from ..family import Arranged, Family, ModelCall
-from ..inputs import Choice, Input, Inputs, References
+from ..inputs import Input, Inputs, References
 from ..keys import KeyMap, Names, Rows, Stack, Swapped, count_blocks, shape_of
+from ..norms import use_torchs_epsilon
 from ..patches import Placement, grid_positions, place_references
-from .flux import REFERENCE, references
+from ..references import REFERENCE, reference_method, references
 
 HEAD_DIM: Final = 128
 ROTARY_AXES: Final = (32, 32, 32, 32)
@@ -183,10 +184,7 @@ class Flux2(Family[Flux2Geometry]):
         network.double_stream_modulation_txt = Modulation(network.double_stream_modulation_txt, None)
         network.single_stream_modulation = Modulation(network.single_stream_modulation, "all_marks")
         network.norm_out = LastNorm(network.norm_out)
-        for module in network.modules():
-            if isinstance(module, nn.RMSNorm):
-                # ComfyUI's query and key norms have torch's own epsilon for the dtype, diffusers' 1e-6.
-                module.eps = None
+        use_torchs_epsilon(network)
         return network
 
     def inputs(self, geometry: Flux2Geometry) -> Inputs:
@@ -200,14 +198,7 @@ class Flux2(Family[Flux2Geometry]):
                 Input(name="guidance", dims=1),
             ),
             references=References(prefix=REFERENCE, dims=4, channels=geometry.in_channels),
-            choices=(
-                Choice(
-                    name="ref_latents_method",
-                    values=REFERENCE_METHODS,
-                    matters_with=REFERENCE,
-                    called="the reference method",
-                ),
-            ),
+            choices=(reference_method(REFERENCE_METHODS),),
         )
 
     def is_joint_attention(self, name: str) -> bool:

@@ -17,11 +17,11 @@ from ...errors import BadCheckpoint, UnsupportedInput
 from ...parallel.hooks import Gather, Split, SplitOutput
 from ..checkpoint import Checkpoint
 from ..family import Arranged, Family, ModelCall
-from ..inputs import Choice, Input, Inputs, References
+from ..inputs import Input, Inputs, References
 from ..keys import KeyMap, count_blocks, shape_of
 from ..patches import PATCH, Placement, pack, patches, place_references, unpack
+from ..references import REFERENCE, reference_method, references
 from ..rotary import angles
-from .flux import REFERENCE, references
 
 HEAD_DIM: Final = 128
 CHANNELS: Final = 16
@@ -141,14 +141,7 @@ class QwenImage(Family[QwenImageGeometry]):
                 Input(name="attention_mask", dims=2, mask_of="context", advice=_ENCODER),
             ),
             references=References(prefix=REFERENCE, dims=5, channels=CHANNELS),
-            choices=(
-                Choice(
-                    name="ref_latents_method",
-                    values=REFERENCE_METHODS,
-                    matters_with=REFERENCE,
-                    called="the reference method",
-                ),
-            ),
+            choices=(reference_method(REFERENCE_METHODS),),
         )
 
     def is_joint_attention(self, name: str) -> bool:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 from tutti.backend.cli.commands import COMMANDS
 from tutti.backend.cli.state_directory import DaemonLock
@@ -23,6 +22,7 @@ from tutti.backend.wire.connection import read_connection, write_connection
 
 from tests.support.addresses import free_port, needs_ipv6
 from tests.support.daemon import NULL_RANKS, TUTTI, Daemon, private_state_dir, running, started, write_null_model
+from tests.support.processes import our_children
 
 DEADLINE_S = 60.0
 
@@ -161,9 +161,7 @@ def refused(state_dir: Path, *words: str, **environment: str) -> str:
     left = {path.name for path in state_dir.iterdir()} if state_dir.is_dir() else set()
     assert left <= {"daemon.lock", "logs", "server_key.json", "authorized_keys.json"}
     assert DaemonLock(state_dir).holder() is None if state_dir.is_dir() else True
-    assert not [
-        process for process in psutil.Process().children(recursive=True) if "tutti" in " ".join(process.cmdline())
-    ]
+    assert not our_children()
     return text
 
 

@@ -136,15 +136,20 @@ def test_rows_beyond_the_weight_are_refused() -> None:
         patch_weight(torch.ones(8, 3), [Patch(weight="w", adapter=adapter, rows=(4, 20))])
 
 
+def tiny_checkpoint(folder: Path, stored: str) -> Path:
+    path = folder / "tiny.safetensors"
+    write_tiny_flux(path, hidden=256, depth=1, depth_single=1)
+    if stored == "plain":
+        return path
+    quantised.write_gguf(folder / "tiny.gguf", load_file(path), "Q8_0")
+    return folder / "tiny.gguf"
+
+
 @pytest.mark.parametrize("stored", ["plain", "packed"])
 def test_what_is_taken_out_leaves_the_very_same_weights(
     stored: str, targets: dict[str, Target], tmp_path: Path
 ) -> None:
-    path = tmp_path / "tiny.safetensors"
-    write_tiny_flux(path, hidden=256, depth=1, depth_single=1)
-    if stored == "packed":
-        quantised.write_gguf(tmp_path / "tiny.gguf", load_file(path), "Q8_0")
-        path = tmp_path / "tiny.gguf"
+    path = tiny_checkpoint(tmp_path, stored)
     flux = Flux()
     model = load_model(path, dtype=torch.float32, device=CPU, progress=lambda _: None)
     network = model.adapter.network  # type: ignore[attr-defined]
@@ -302,11 +307,7 @@ def test_a_disk_that_fills_up_while_writing_leaves_nothing_half_written(tmp_path
 def test_a_set_that_does_not_go_in_leaves_the_network_as_it_was(
     stored: str, targets: dict[str, Target], tmp_path: Path
 ) -> None:
-    path = tmp_path / "tiny.safetensors"
-    write_tiny_flux(path, hidden=256, depth=1, depth_single=1)
-    if stored == "packed":
-        quantised.write_gguf(tmp_path / "tiny.gguf", load_file(path), "Q8_0")
-        path = tmp_path / "tiny.gguf"
+    path = tiny_checkpoint(tmp_path, stored)
     model = load_model(path, dtype=torch.float32, device=CPU, progress=lambda _: None)
     network = model.adapter.network  # type: ignore[attr-defined]
     patches = read_lora(loras.formats(GEOMETRY)["full difference"], targets, strength=1.0)
