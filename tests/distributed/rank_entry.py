@@ -121,7 +121,8 @@ def load(path: Path, *, dtype: torch.dtype, device: torch.device, **how: Any) ->
         x: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor], options: Mapping[str, Option]
     ) -> Tensor:
         is_held = armed("call")  # before the diary says that the call has begun
-        write(event="call", x=digest({"x": x, "timestep": timestep, **conditioning}), shape=list(x.shape))
+        held = {"x": x, "timestep": timestep}
+        write(event="call", x=digest(held), inputs=digest({**held, **conditioning}), shape=list(x.shape))
         start_s = time.monotonic()
         if is_held:
             WatchedLink.current.wait_for_word()

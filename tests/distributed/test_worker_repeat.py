@@ -24,6 +24,8 @@ from tests.support.trajectories import Loop, conditioning, x_of
 ENTRY = "tests.distributed.rank_entry"
 DEADLINE_S = 30.0
 NAMED = conditioning(11)
+SIDE_BY_SIDE, BOTH_ON_EVERY_RANK = "cfg=2", "ulysses=2"
+"""Where the two calls of a turn are made."""
 SIGMAS = (0.9, 0.5)
 """Of the two calls of a turn."""
 
@@ -53,9 +55,9 @@ def two_calls(seed: int) -> list[tuple[torch.Tensor, float]]:
     return [(x_of(seed + index), sigma) for index, sigma in enumerate(SIGMAS)]
 
 
-def ready_for_repeat(group: RankGroup, checkpoint: Path) -> Loop:
-    """A trajectory whose last turn had two calls and no conditioning: all later ones are its like. Every rank makes both calls."""
-    loop = Loop(group, checkpoint, plan="ulysses=2")
+def ready_for_repeat(group: RankGroup, checkpoint: Path, plan: str = SIDE_BY_SIDE) -> Loop:
+    """A trajectory whose last turn had two calls and no conditioning: all later ones are its like."""
+    loop = Loop(group, checkpoint, plan=plan)
     for seed in range(2):
         turn = loop.evaluate([(x, sigma, NAMED) for x, sigma in two_calls(seed)])
         assert isinstance(turn.answer, Evaluated)
@@ -86,7 +88,7 @@ def assert_next_jobs_are_right(group: RankGroup, checkpoint: Path, loop: Loop) -
     named = {name: tensor.double() for name, tensor in NAMED.items()}
     prepared = loop.evaluate([(x, sigma, NAMED) for x, sigma in two_calls(50)])
     repeated = loop.repeat(two_calls(50))
-    other = Loop(group, checkpoint, plan="ulysses=2").evaluate([(x, sigma, NAMED) for x, sigma in two_calls(50)])
+    other = Loop(group, checkpoint, plan=loop.on.plan).evaluate([(x, sigma, NAMED) for x, sigma in two_calls(50)])
     for index, (x, sigma) in enumerate(two_calls(50)):
         name = f"call.{index}.out"
         right = network.velocity(x, torch.full((1,), sigma).double(), **named)
@@ -96,13 +98,12 @@ def assert_next_jobs_are_right(group: RankGroup, checkpoint: Path, loop: Loop) -
     assert [process.poll() for process in group.processes] == [None, None]
 
 
-def test_a_repeated_turn_computes_what_a_prepared_one_does(group: RankGroup, checkpoint: Path) -> None:
-    loop = ready_for_repeat(group, checkpoint)
+@pytest.mark.parametrize("plan", [SIDE_BY_SIDE, BOTH_ON_EVERY_RANK])
+def test_a_repeated_turn_computes_what_a_prepared_one_does(group: RankGroup, checkpoint: Path, plan: str) -> None:
+    loop = ready_for_repeat(group, checkpoint, plan)
     for seed in range(2, 4):
         repeated = loop.repeat(two_calls(seed))
-        prepared = Loop(group, checkpoint, plan="ulysses=2").evaluate(
-            [(x, sigma, NAMED) for x, sigma in two_calls(seed)]
-        )
+        prepared = Loop(group, checkpoint, plan=plan).evaluate([(x, sigma, NAMED) for x, sigma in two_calls(seed)])
         for name in ("call.0.out", "call.1.out"):
             assert torch.equal(repeated.tensors[name], prepared.tensors[name])
         assert not torch.equal(repeated.tensors["call.0.out"], repeated.tensors["call.1.out"])  # negative control
@@ -114,7 +115,7 @@ def test_a_cancel_in_the_first_call_of_a_repeated_turn_keeps_every_rank_out_of_t
     group: RankGroup, checkpoint: Path
 ) -> None:
     """Rank 0 stays in the first call until the Cancel has reached it: nobody wins by being fast."""
-    loop = ready_for_repeat(group, checkpoint)
+    loop = ready_for_repeat(group, checkpoint, BOTH_ON_EVERY_RANK)
     before = calls_begun(group)
     with armed(group, "call", 0):
         turn = loop.begin_repeat(two_calls(2))

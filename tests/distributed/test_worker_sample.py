@@ -24,10 +24,9 @@ ENTRY = "tests.distributed.rank_entry"
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     **{f"{sampler}, cfg 1": ({}, {"sampler": sampler}) for sampler in SOLVERS},
-    **{
-        f"{sampler}, cfg 4": ({"tokens": (6, 6)}, {"sampler": sampler, "cfg": 4.0, "plan": "ulysses=2"})
-        for sampler in SOLVERS
-    },
+    # `auto` on two ranks: the branches side by side.
+    **{f"{sampler}, cfg 4": ({"tokens": (6, 6)}, {"sampler": sampler, "cfg": 4.0}) for sampler in SOLVERS},
+    "euler, cfg 4, in one call": ({"tokens": (6, 6)}, {"cfg": 4.0, "plan": "ulysses=2"}),
     **{
         f"{sampler}, unequal prompts": ({"tokens": (5, 9)}, {"sampler": sampler, "cfg": 4.0, "plan": "ring=2"})
         for sampler in SOLVERS
@@ -37,7 +36,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"latent": True, "mask": True, "tokens": (5, 9)},
         {"cfg": 4.0, "sampler": "heun"},
     ),
-    "batch 3": ({"batch": 3, "tokens": (6, 6)}, {"cfg": 4.0, "plan": "ulysses=2"}),
+    "batch 3": ({"batch": 3, "tokens": (6, 6)}, {"cfg": 4.0}),
+    "batch 3, in one call": ({"batch": 3, "tokens": (6, 6)}, {"cfg": 4.0, "plan": "ulysses=2"}),
     "batch 3, unequal prompts, no guidance": ({"batch": 3, "tokens": (3, 7), "guidance": False}, {"cfg": 2.5}),
     "starts below one": ({"latent": True, "sigmas": (0.55, 0.3, 0.1, 0.0)}, {"sampler": "dpmpp_2m"}),
     "stops early": ({"sigmas": (1.0, 0.8, 0.6, 0.4)}, {"sampler": "dpmpp_2m"}),
@@ -123,12 +123,26 @@ def test_a_sample_gives_the_latent_of_a_single_process(
 
 
 def test_every_rank_holds_the_same_bits_before_every_call_and_at_the_end(group: RankGroup, checkpoint: Path) -> None:
-    for name in ("heun, unequal prompts", "mask", "batch 3"):
+    before = len(diary(group, 0))
+    for name in ("heun, unequal prompts", "mask", "batch 3, in one call"):
         run(group, checkpoint, name)
     first, second = diary(group, 0), diary(group, 1)
-    assert len({entry.get("x") for entry in first}) > 10
-    assert [entry["event"] for entry in first].count("sampled") >= 3
-    assert first == second
+    assert len({entry.get("inputs") for entry in first[before:]}) > 10
+    assert [entry["event"] for entry in first[before:]].count("sampled") == 3
+    assert first[before:] == second[before:]
+
+
+def test_ranks_with_a_branch_each_hold_the_same_latent_and_another_prompt(group: RankGroup, checkpoint: Path) -> None:
+    before = len(diary(group, 0))
+    for name in ("heun, cfg 4", "mask, cfg 4, unequal prompts", "batch 3"):
+        run(group, checkpoint, name)
+    first, second = (diary(group, rank)[before:] for rank in range(2))
+    without_inputs = [
+        [{key: value for key, value in entry.items() if key != "inputs"} for entry in entries]
+        for entries in (first, second)
+    ]
+    assert without_inputs[0] == without_inputs[1]
+    assert all(one["inputs"] != other["inputs"] for one, other in zip(first, second, strict=True) if "inputs" in one)
 
 
 def test_the_same_sample_gives_the_same_bits_again(group: RankGroup, checkpoint: Path) -> None:
@@ -136,13 +150,17 @@ def test_the_same_sample_gives_the_same_bits_again(group: RankGroup, checkpoint:
     assert torch.equal(first, second)
 
 
-def test_equal_prompts_share_a_call_and_unequal_ones_do_not(group: RankGroup, checkpoint: Path) -> None:
+def test_equal_prompts_share_a_ranks_call_and_unequal_ones_do_not(group: RankGroup, checkpoint: Path) -> None:
     batches = {}
-    for name in ("euler, cfg 4", "euler, unequal prompts"):
+    for name in ("euler, cfg 4", "euler, cfg 4, in one call", "euler, unequal prompts"):
         before = len(diary(group, 0))
         run(group, checkpoint, name)
         batches[name] = [entry["shape"][0] for entry in diary(group, 0)[before:] if entry["event"] == "call"]
-    assert batches == {"euler, cfg 4": [2] * 4, "euler, unequal prompts": [1] * 8}
+    assert batches == {
+        "euler, cfg 4": [1] * 4,
+        "euler, cfg 4, in one call": [2] * 4,
+        "euler, unequal prompts": [1] * 8,
+    }
 
 
 def test_a_model_is_loaded_once_and_stays(group: RankGroup, checkpoint: Path) -> None:
