@@ -110,6 +110,11 @@ def load_model(
     )
 
 
+def import_networks() -> None:
+    """Import what all families' networks are built from. Takes seconds, the first time in a process."""
+    from diffusers.models.transformers import transformer_flux  # noqa: F401
+
+
 def find_family(checkpoint: Checkpoint) -> tuple[Family[Any], Checkpoint]:
     """The family of a file, and the file seen through its prefix. Raises :class:`UnsupportedFamily` that lists what we run."""
     for prefix in PREFIXES:

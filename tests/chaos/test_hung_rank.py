@@ -17,7 +17,7 @@ from tests.chaos.processes import descendants, left_of, rank_pids, wait_until
 from tests.support.daemon import Daemon, private_state_dir, running
 
 IMPATIENT = Path(__file__).with_name("paced") / "impatient.py"
-LEAVE_S, PREPARE_S = 2.0, 3.0
+LEAVE_S, PREPARE_S = 2.0, 5.0
 """As in ``paced/impatient.py``; 120 s each in a daemon that nobody made impatient."""
 LATE_S = 5.0
 """What a loaded machine may need beyond a deadline to see that it has passed and to kill the group."""
@@ -61,7 +61,7 @@ def test_a_job_whose_rank_hangs_while_the_model_is_loaded_is_begun_again_in_sile
         waiting.wait_until("loading")
         wait_until(lambda: daemon.status().state == "restarting", "given up", PREPARE_S + LATE_S)
         assert time.monotonic() - stopped_at_s > PREPARE_S, "it was not given its time"
-        assert daemon.status().reason == "rank 1 gave no sign of life for 3 s while a job was made ready"
+        assert daemon.status().reason == "rank 1 gave no sign of life for 5 s while a job was made ready"
         assert latent_of(waiting.result()) == expected
     assert sum(isinstance(item.message, Accepted) for item in waiting.seen) == 1
     assert (daemon.status().restarts, daemon.status().failed) == (status.restarts + 1, status.failed)

@@ -9,7 +9,7 @@ from tutti.backend.broker.settings import BrokerSettings
 from tutti.backend.cli.daemon import Daemon
 from tutti.backend.cli.main import main
 
-LEAVE_S, PREPARE_S = 2.0, 3.0
+LEAVE_S, PREPARE_S = 2.0, 5.0
 patient = Daemon._broker_settings
 
 
