@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import timedelta
 
 import torch
@@ -37,7 +38,7 @@ class WorkerGroup:
         self.world_size = world_size
         self.control = control
         self.transport = transport
-        self._meshes = meshes
+        self._meshes = dict(meshes)
         self._any_mesh = next(iter(meshes.values()))  # the first one has cfg=1: its sequence is on all ranks
 
     @property
@@ -72,9 +73,11 @@ class WorkerGroup:
 
     def mesh(self, plan: Plan) -> SequenceMesh:
         """The mesh of a plan; raises :class:`BadPlan` for one that does not use exactly this group."""
-        if plan not in self._meshes:
-            legal = "; ".join(map(str, self._meshes))
+        if plan.split not in self._meshes:
+            legal = "; ".join(str(known) for known in self._meshes if known == known.split)
             raise BadPlan(f"Choose a plan for {self.world_size} rank(s): {plan} is none. Plans of this group: {legal}.")
+        if plan not in self._meshes:
+            self._meshes[plan] = replace(self._meshes[plan.split], plan=plan)
         return self._meshes[plan]
 
     def broadcast(self, tensor: Tensor, src: int = 0) -> None:

@@ -1,15 +1,21 @@
-"""How a worker group is split: ``cfg x ring x ulysses`` ranks. No torch in this file, the broker and the command line read plans too.
+"""How a worker group is split, ``cfg x ring x ulysses`` ranks, and how its ranks exchange. No torch in this file, the broker and the command
+line read plans too.
 
 Rank order is xfuser's tp-sp-pp-cfg-dp: ulysses is the innermost axis (neighbouring ranks), ring the next, cfg the outermost.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import BadPlan
 
 _AXES = ("cfg", "ring", "ulysses")
+
+SCHEDULES = ("ring", "prefetch-2", "allgather", "bidirectional", "tokenring")
+"""The orders in which ring ranks can meet one another's keys, all exact; the first is the default. See :mod:`.schedules`."""
+CODECS = ("raw", "fp8", "int8", "fp8-all", "int8-all")
+"""What the Ulysses all-to-all can carry; all but ``raw`` are approximate. See :mod:`.codecs`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,12 +28,37 @@ class Plan:
     """Ranks among which keys and values travel in a ring."""
     ulysses: int = 1
     """Ranks that exchange tokens for heads with one all-to-all; must divide the model's heads."""
+    schedule: str = SCHEDULES[0]
+    """How keys and values, or queries, go round the ring: one of :data:`SCHEDULES`."""
+    codec: str = CODECS[0]
+    """What travels in the all-to-all: one of :data:`CODECS`. Approximate ones are never chosen by ``auto``."""
 
     def __post_init__(self) -> None:
         for axis in _AXES:
             degree = getattr(self, axis)
             if type(degree) is not int or degree < 1:
                 raise BadPlan(f"Give {axis} a whole number of at least 1: got {degree!r}.")
+        for setting, known in (("schedule", SCHEDULES), ("codec", CODECS)):
+            if (value := getattr(self, setting)) not in known:
+                raise BadPlan(f"Choose a {setting} of {', '.join(known)}: {str(value)[:40]!r} is none of them.")
+        if self.ring == 1 and self.schedule != SCHEDULES[0]:
+            raise BadPlan(
+                f"Give ring at least 2, or take schedule={self.schedule} off the plan: there is no ring to order."
+            )
+        if self.ulysses == 1 and self.codec != CODECS[0]:
+            raise BadPlan(
+                f"Give ulysses at least 2, or take codec={self.codec} off the plan: there is no all-to-all to encode."
+            )
+
+    @property
+    def split(self) -> Plan:
+        """The plan's degrees alone: plans of one split share their process groups."""
+        return replace(self, schedule=SCHEDULES[0], codec=CODECS[0])
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing is lost on the way."""
+        return self.codec == CODECS[0]
 
     @property
     def world_size(self) -> int:
@@ -35,24 +66,38 @@ class Plan:
         return self.cfg * self.ring * self.ulysses
 
     def __str__(self) -> str:
-        return ",".join(f"{axis}={getattr(self, axis)}" for axis in _AXES)
+        parts = [f"{axis}={getattr(self, axis)}" for axis in _AXES]
+        parts += [f"schedule={self.schedule}"] * (self.schedule != SCHEDULES[0])
+        parts += [f"codec={self.codec}"] * (self.codec != CODECS[0])
+        return ",".join(parts)
 
     @classmethod
     def parse(cls, text: str) -> Plan:
-        """Read ``"ulysses=2,ring=1"``: any order, a missing axis is 1. Raises :class:`BadPlan`."""
-        degrees: dict[str, int] = {}
+        """Read ``"ulysses=2,ring=1"``: any order, a missing axis is 1, a missing schedule or codec the default. Raises :class:`BadPlan`."""
+        parts: dict[str, str] = {}
         for part in text.split(","):
             name, equals, value = (piece.strip() for piece in part.partition("="))
-            if not equals or name not in _AXES:
+            if not equals or name not in (*_AXES, "schedule", "codec"):
                 raise BadPlan(
-                    f'Write a plan as "ulysses=2,ring=1" (axes: {", ".join(_AXES)}): {part.strip()[:40]!r} is none of them.'
+                    f'Write a plan as "ulysses=2,ring=1" (axes: {", ".join(_AXES)}; also schedule and codec): '
+                    f"{part.strip()[:40]!r} is none of them."
                 )
-            if name in degrees:
-                raise BadPlan(f"Name every axis of a plan once: {name} appears twice.")
-            if not (value.isascii() and value.isdecimal() and len(value) <= 4):
-                raise BadPlan(f"Give {name} a whole number of at least 1: got {value[:40]!r}.")
-            degrees[name] = int(value)
-        return cls(**degrees)
+            if name in parts:
+                raise BadPlan(f"Name every part of a plan once: {name} appears twice.")
+            parts[name] = value
+        return cls(
+            cfg=_degree("cfg", parts.get("cfg", "1")),
+            ring=_degree("ring", parts.get("ring", "1")),
+            ulysses=_degree("ulysses", parts.get("ulysses", "1")),
+            schedule=parts.get("schedule", SCHEDULES[0]),
+            codec=parts.get("codec", CODECS[0]),
+        )
+
+
+def _degree(name: str, text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 4):
+        raise BadPlan(f"Give {name} a whole number of at least 1: got {text[:40]!r}.")
+    return int(text)
 
 
 CFG_DEGREES = (1, 2)
@@ -98,7 +143,7 @@ def choose_plan(requested: Plan | None, world_size: int, num_heads: int, *, bran
         raise BadPlan(
             f"Choose a plan for {world_size} rank(s): {requested} needs {requested.world_size}. Legal plans: {names}."
         )
-    if requested not in legal:
+    if requested.split not in legal:
         raise BadPlan(
             f"Choose a ulysses degree that divides the model's {num_heads} heads: {requested.ulysses} does not. Legal plans: {names}."
         )

@@ -109,3 +109,26 @@ def test_an_illegal_request_is_refused_with_the_legal_plans_named(requested: Pla
 def test_reading_plans_needs_no_torch() -> None:
     code = "import sys, tutti.backend.parallel.plan; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+def test_schedule_and_codec_are_part_of_a_plan_and_not_of_its_split() -> None:
+    plan = Plan.parse("ring=2,ulysses=2,schedule=tokenring,codec=fp8")
+    assert str(plan) == "cfg=1,ring=2,ulysses=2,schedule=tokenring,codec=fp8"
+    assert plan.split == Plan(ring=2, ulysses=2)
+    assert (plan.exact, plan.split.exact) == (False, True)
+    assert choose_plan(plan, 4, 4) == plan
+    assert choose_plan(None, 4, 4).exact, "auto takes only what is exact"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("ring=2,schedule=fast", "schedule of ring"),
+        ("ulysses=2,codec=zip", "codec of raw"),
+        ("ulysses=2,schedule=tokenring", "there is no ring"),
+        ("ring=2,codec=fp8", "no all-to-all"),
+    ],
+)
+def test_a_schedule_or_codec_without_anything_to_do_is_refused(text: str, why: str) -> None:
+    with pytest.raises(BadPlan, match=why):
+        Plan.parse(text)
