@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ..parallel.compile import Compiler
 from ..parallel.mesh import SequenceMesh
 
 Option = str | int | float | bool
@@ -50,8 +51,8 @@ class Adapter(Protocol):
     def answer_shape(self, x_shape: tuple[int, ...]) -> tuple[int, ...]:
         """The velocity's shape for an x of this one, concatenated channels included or not."""
 
-    def bind(self, mesh: SequenceMesh) -> None:
-        """Run on this mesh from now on; cheap, and nothing when it is the current one."""
+    def bind(self, mesh: SequenceMesh, compiler: Compiler | None = None) -> None:
+        """Run on this mesh from now on, compiled as ``compiler`` decides; cheap, and nothing when it is the current one."""
 
     def velocity(
         self, x: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor], options: Mapping[str, Option]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InternalError
+from ..parallel.compile import Compiler
 from ..parallel.hooks import Gather, Split, SplitOutput
 from ..parallel.mesh import SequenceMesh
 from ..parallel.seam import Binding, bind
@@ -169,7 +170,7 @@ class TransformerAdapter:
         self._inputs = family.inputs(geometry)
         self._binding: Binding | None = None
 
-    def bind(self, mesh: SequenceMesh) -> None:
+    def bind(self, mesh: SequenceMesh, compiler: Compiler | None = None) -> None:
         if self._binding is not None:
             if self._binding.mesh is mesh:
                 return
@@ -181,6 +182,7 @@ class TransformerAdapter:
             gather=self.family.gather,
             is_joint_attention=self.family.is_joint_attention,
             streams_of=self.family.streams_of,
+            compiler=compiler,
         )
 
     def check(self, request: CallSpec) -> None:

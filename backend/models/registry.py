@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import OutOfMemory, UnsupportedFamily
+from ..parallel.compile import Compiler
 from ..parallel.mesh import SequenceMesh
 from .adapter import Adapter
 from .blueprint import Blueprint
@@ -66,9 +67,9 @@ class ResidentModel:
             changed += self.variants.size_bytes(self.variants.current)
         return self.size_bytes + changed
 
-    def bind(self, mesh: SequenceMesh) -> None:
-        """Run on this mesh from now on. Cheap; nothing happens when it is the current one."""
-        self.adapter.bind(mesh)
+    def bind(self, mesh: SequenceMesh, compiler: Compiler | None = None) -> None:
+        """Run on this mesh from now on, compiled as ``compiler`` decides. Cheap; nothing happens when it is the current one."""
+        self.adapter.bind(mesh, compiler)
 
 
 def load_model(

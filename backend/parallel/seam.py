@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InternalError
+from .compile import Compiler
+from .compile_modes import OFF
 from .exchange import Codec, Exchange, RawCodec
 from .hooks import Gather, Sharder, Split, SplitOutput
 from .mesh import SequenceMesh
@@ -82,12 +84,14 @@ class Binding:
         sharder: Sharder,
         layers: list[SeamLayer],
         undo: list[Callable[[], None]],
+        compiler: Compiler,
     ) -> None:
         self.mesh = mesh
         self._exchange = Exchange(mesh, codec)
         self._sharder = sharder
         self._layers = layers
         self._undo = undo
+        self._compiler = compiler
         self._partitions: dict[tuple[tuple[str, int], ...], Partition] = {}
 
     @contextmanager
@@ -99,7 +103,7 @@ class Binding:
         """
         context = CallContext(self._partition(stream_lengths), self._exchange)
         self._sharder.partition = context.partition
-        with running_call(context):
+        with running_call(context), self._compiler.call():
             yield context
         if context.attentions != len(self._layers):
             missed = [layer.name for layer in self._layers if not layer.reached]
@@ -132,11 +136,13 @@ def bind(
     is_joint_attention: Callable[[str], bool],
     streams_of: Callable[[str], Sequence[str]] = lambda name: (),
     codec: Codec | None = None,
+    compiler: Compiler | None = None,
 ) -> Binding:
     """Install the seam on ``network``.
 
     ``splits`` and ``gather`` say which tensors are cut and which output is put together again; ``is_joint_attention`` selects, by module
-    name, the attentions that see the tokens of all ranks, and ``streams_of`` says of which streams (empty: of all). Raises
+    name, the attentions that see the tokens of all ranks, and ``streams_of`` says of which streams (empty: of all). Without a ``compiler``
+    the network runs eager. Raises
     :class:`InternalError` when a selected attention has no seam.
     """
     selected = [
@@ -156,7 +162,9 @@ def bind(
     undo = [_install(processor, layer) for (_, processor), layer in zip(selected, layers, strict=True)]
     sharder = Sharder(mesh, splits, gather)
     undo.append(sharder.install(network))
-    return Binding(mesh, codec or RawCodec(), sharder, layers, undo)
+    compiler = compiler or Compiler(OFF, mesh.device)
+    undo.append(compiler.install(network, [name for name, _ in selected]))
+    return Binding(mesh, codec or RawCodec(), sharder, layers, undo, compiler)
 
 
 def _install(processor: Any, layer: SeamLayer) -> Callable[[], None]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ..models.adapter import CallSpec, Option
     from ..models.registry import ResidentModel
+    from ..parallel.compile import Compiler
     from ..parallel.mesh import SequenceMesh
 
 FAMILY: Final = "null"
@@ -38,7 +39,7 @@ class NullAdapter:
         """That of x."""
         return x_shape
 
-    def bind(self, mesh: SequenceMesh) -> None:
+    def bind(self, mesh: SequenceMesh, compiler: Compiler | None = None) -> None:
         """Nothing is split."""
 
     def velocity(
@@ -51,6 +52,7 @@ class NullAdapter:
 def load_null(path: Path, *, dtype: torch.dtype, device: torch.device, **_: Any) -> ResidentModel:
     """The null model, whatever ``path`` is."""
     from ..models.registry import ResidentModel
+    from ..parallel.compile import Compiler
 
     return ResidentModel(
         family=FAMILY, num_heads=NUM_HEADS, dtype=dtype, device=device, size_bytes=0, adapter=NullAdapter()

@@ -82,7 +82,7 @@ class FaultAdapter(NullAdapter):
     calls = 0
     mesh: SequenceMesh
 
-    def bind(self, mesh: SequenceMesh) -> None:
+    def bind(self, mesh: SequenceMesh, compiler: object = None) -> None:
         self.mesh = mesh
 
     def velocity(

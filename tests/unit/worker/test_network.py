@@ -27,7 +27,7 @@ class Recorder(NullAdapter):
     def __init__(self) -> None:
         self.seen: list[tuple[Tensor, Tensor, dict[str, Tensor], dict[str, object]]] = []
 
-    def bind(self, mesh: SequenceMesh) -> None:
+    def bind(self, mesh: SequenceMesh, compiler: object = None) -> None:
         raise AssertionError("nobody binds here")
 
     def velocity(

@@ -1,0 +1,218 @@
+"""Compilation of a network's blocks around the USP operator, and what happens when it cannot be.
+
+What is compiled is a *region*: a repeated block (all blocks of one class share their graphs) or the whole network. Each compiles as a full
+graph around the opaque operator, whose collectives are the same whether the region runs compiled or eager. A rank may therefore fall
+back to eager by itself, in the middle of a call: the others never notice.
+
+The first graph of a region is static. A second shape makes torch compile once more with the dimensions that differ left symbolic, and
+further lengths use that graph (docs/performance.md has what was measured against padding text to buckets).
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .compile_modes import AUTO, BLOCKS, GRAPHS, OFF, WHOLE
+
+GRAPHS_PER_REGION = 64
+"""How many graphs the blocks of one class may have in a process, over all models, dtypes and shapes; torch's own limit of 8 is
+for programs that run one model."""
+SHAPES_KNOWN = 256
+"""How many shapes are remembered as seen by an earlier job."""
+
+log = logging.getLogger(__name__)
+
+
+class Compiler:
+    """Decides, call by call, whether a network's regions run compiled. One per rank."""
+
+    def __init__(self, mode: str, device: torch.device) -> None:
+        """``mode``: one of :data:`COMPILE_MODES`."""
+        self.mode = _mode_on(mode, device)
+        self.asked = mode
+        self.graphs = 0
+        """Compilations so far."""
+        self.seconds = 0.0
+        """Time spent in them."""
+        self.failures: dict[str, str] = {}
+        """Region class -> why it runs eager."""
+        self.on_graph: Callable[[int], None] = lambda count: None
+        """Hears that a compilation begins; ``count`` is its number in this job, from 1."""
+        self.kinds = 0
+        """Kinds of regions in the network that was installed last: how many compilations a new shape takes."""
+        self._job = ""
+        self._graphs_before_job = 0
+        self._began_s = 0.0
+        self._seen: OrderedDict[Hashable, str] = OrderedDict()
+        self._compiles_this_call: bool | None = None
+        self._compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
+        if self.mode != OFF:
+            _watch_compilations(self)
+
+    @property
+    def state(self) -> str:
+        """For people: what runs compiled, or why nothing does."""
+        if self.mode == OFF:
+            why = ": kernels of a CPU gain nothing from it" if self.asked == AUTO else ""
+            return f"off{why}"
+        done = f"{self.graphs} graph{'s' if self.graphs != 1 else ''} in {self.seconds:.0f} s" if self.graphs else "no graph yet"
+        failed = "".join(f"; {name} runs eager: {why}" for name, why in self.failures.items())
+        return f"{self.mode}, {done}{failed}"
+
+    def begin_job(self, job: str, on_graph: Callable[[int], None]) -> None:
+        """The calls that follow belong to this job, or to the same one as before."""
+        if job != self._job:
+            self._job, self._graphs_before_job = job, self.graphs
+        self.on_graph = on_graph
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """One model call: its regions run compiled all, or none."""
+        self._compiles_this_call = None
+        if self.mode == GRAPHS:
+            torch.compiler.cudagraph_mark_step_begin()
+        yield
+
+    def install(self, network: nn.Module, attentions: Sequence[str]) -> Callable[[], None]:
+        """Make the regions of ``network`` that hold the attentions of these module names compile; returns what undoes it."""
+        if self.mode == OFF:
+            return lambda: None
+        regions = [network] if self.mode == WHOLE else repeated_blocks(network, attentions)
+        self.kinds = len({type(region) for region in regions})
+        for region in regions:
+            region.forward = _Region(self, region)
+
+        def remove() -> None:
+            for region in regions:
+                del region.forward
+
+        return remove
+
+    def compiled(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """The compiled form of a class's ``forward``: one for all modules of the class, so that they share their graphs."""
+        if forward not in self._compiled:
+            options = {"triton.cudagraphs": True} if self.mode == GRAPHS else None
+            # The whole network has a gather in it, which is a collective of its own and cuts the graph.
+            self._compiled[forward] = torch.compile(
+                forward, fullgraph=self.mode != WHOLE, dynamic=False if self.mode == WHOLE else None, options=options
+            )
+        return self._compiled[forward]
+
+    def wants(self, region: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
+        """Whether a region runs compiled now. Its shapes are looked at in the first region of a call only."""
+        if region in self.failures:
+            return False
+        if self._compiles_this_call is None:
+            self._compiles_this_call = self.asked != AUTO or self._is_repeated((region, *_shapes(arguments, named)))
+        return self._compiles_this_call
+
+    def give_up(self, region: str, error: Exception) -> None:
+        """This kind of region runs eager from now on."""
+        self.failures[region] = _first_line(error)
+        log.warning("%s cannot be compiled and runs eager: %s", region, error)
+
+    def _is_repeated(self, shape: Hashable) -> bool:
+        first = self._seen.setdefault(shape, self._job)
+        self._seen.move_to_end(shape)
+        if len(self._seen) > SHAPES_KNOWN:
+            self._seen.popitem(last=False)
+        return first != self._job
+
+    def _compilation_begins(self, _: Any) -> None:
+        self._began_s = time.monotonic()
+        self.graphs += 1
+        self.on_graph(self.graphs - self._graphs_before_job)
+
+    def _compilation_ends(self, _: Any) -> None:
+        self.seconds += time.monotonic() - self._began_s
+
+
+class _Region:
+    """What stands in for a module's ``forward``."""
+
+    def __init__(self, compiler: Compiler, module: nn.Module) -> None:
+        self._compiler = compiler
+        self._name = type(module).__name__
+        self._eager = module.forward
+        self._compiled = functools.partial(compiler.compiled(type(module).forward), module)
+        functools.update_wrapper(self, module.forward)
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        if self._compiler.wants(self._name, arguments, named):
+            try:
+                return self._compiled(
+                    *map(_plain, arguments), **{name: _plain(value) for name, value in named.items()}
+                )
+            except _compilation_errors() as error:
+                # Nothing of the region has run yet: a full graph is compiled whole before it starts.
+                self._compiler.give_up(self._name, error)
+        return self._eager(*arguments, **named)
+
+
+def repeated_blocks(network: nn.Module, attentions: Sequence[str]) -> list[nn.Module]:
+    """The blocks that hold attentions of these names: of ``layers.3.attention`` it is ``layers.3``, the first module of a numbered row."""
+    paths: dict[str, None] = {}
+    for name in attentions:
+        parts = name.split(".")
+        end = next((i + 1 for i, part in enumerate(parts) if part.isdecimal()), None)
+        if end is not None:
+            paths[".".join(parts[:end])] = None
+    return [network.get_submodule(path) for path in paths]
+
+
+def _mode_on(mode: str, device: torch.device) -> str:
+    if mode == AUTO:
+        return BLOCKS if device.type == "cuda" else OFF
+    return BLOCKS if mode == GRAPHS and device.type != "cuda" else mode
+
+
+def _watch_compilations(compiler: Compiler) -> None:
+    """torch tells whoever asks about every compilation of the process; a rank has one compiler."""
+    import torch._dynamo
+    from torch._dynamo.callback import on_compile_end, on_compile_start
+
+    torch._dynamo.config.recompile_limit = GRAPHS_PER_REGION
+    on_compile_start(compiler._compilation_begins)
+    on_compile_end(compiler._compilation_ends)
+
+
+@functools.cache
+def _compilation_errors() -> tuple[type[Exception], ...]:
+    """What a compilation can fail with. Errors of a region that runs are not among them."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    return (TorchDynamoException,)
+
+
+def _shapes(arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Hashable, ...]:
+    everything = (*arguments, *(named[name] for name in sorted(named)))
+    return tuple((tuple(value.shape), value.dtype) for value in everything if isinstance(value, Tensor))
+
+
+def _plain(value: Any) -> Any:
+    """A tensor, or a tuple of them, without what else a graph would be compiled for: odd strides, and the tensor that it is a view of.
+
+    A block that gets a slice of the last one's output would compile once more. Where only a batch of one has an odd stride nothing is copied.
+    """
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    if not isinstance(value, Tensor):
+        return value
+    value = value.contiguous()
+    strides = torch.empty(value.shape, device="meta").stride()
+    return (value if value.stride() == strides else value.as_strided(value.shape, strides)).detach()
+
+
+def _first_line(error: Exception) -> str:
+    cause = getattr(error, "inner_exception", error)
+    text = str(cause).strip().splitlines()
+    return f"{type(cause).__name__}: {text[0] if text else ''}"[:120]

@@ -1,0 +1,90 @@
+"""What each rank runs for test_compile: every call eager and compiled, how far apart they are, and what was compiled."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+from tutti.backend.models.registry import load_model
+from tutti.backend.parallel.compile import Compiler
+from tutti.backend.parallel.compile_modes import OFF
+from tutti.backend.parallel.exchange import RawCodec
+from tutti.backend.parallel.plan import Plan
+
+from tests.support.calls import read_calls
+from tests.support.parity import relative_error
+from tests.support.ranks import this_rank
+
+
+class _Dropped(RawCodec):
+    """The negative control: what the others sent is thrown away."""
+
+    def decode(self, payload: Tensor, landing: Tensor) -> Tensor:
+        return landing.zero_()
+
+
+def main() -> None:
+    # The compiler imports parts of torch that torch itself has deprecated.
+    warnings.resetwarnings()
+    rank = this_rank()
+    model = load_model(
+        Path(rank.arguments["checkpoint"]), dtype=torch.float32, device=rank.group.device, progress=lambda _: None
+    )
+    calls = read_calls(Path(rank.arguments["calls"]))
+    compiler = Compiler(rank.arguments["mode"], rank.group.device)
+
+    def velocities(plan: Plan, compiler: Compiler) -> dict[str, Tensor]:
+        model.bind(rank.group.mesh(plan), compiler)
+        return {
+            name: model.adapter.velocity(call.x, call.timestep, call.conditioning, call.options)
+            for name, call in calls.items()
+        }
+
+    rows: list[dict[str, Any]] = []
+    for text in rank.arguments["plans"]:
+        plan = Plan.parse(text)
+        eager = velocities(plan, Compiler(OFF, rank.group.device))
+        _leave(model)
+        before = compiler.graphs
+        compiled = velocities(plan, compiler)
+        after = compiler.graphs
+        again = velocities(plan, compiler)
+        whole = RawCodec.decode
+        RawCodec.decode = _Dropped.decode  # type: ignore[method-assign]
+        dropped = velocities(plan, compiler)
+        RawCodec.decode = whole  # type: ignore[method-assign]
+        rows += [
+            {
+                "plan": text,
+                "call": name,
+                "error": relative_error(compiled[name], eager[name]),
+                "control": relative_error(dropped[name], eager[name]),
+                "repeats": torch.equal(compiled[name], again[name]),
+                "graphs": after - before,
+                "graphs_again": compiler.graphs - after,
+            }
+            for name in calls
+        ]
+        _leave(model)
+    rank.facts = {
+        "rows": rows,
+        "kinds": compiler.kinds,
+        "failures": compiler.failures,
+        "breaks": sum(counters["graph_break"].values()),
+        "graphs": counters["stats"]["unique_graphs"],
+    }
+    rank.finish()
+
+
+def _leave(model: Any) -> None:
+    """Take the network off its mesh, so that the next binding is a new one."""
+    model.adapter._binding.remove()
+    model.adapter._binding = None
+
+
+if __name__ == "__main__":
+    main()
