@@ -36,6 +36,8 @@ class Rank:
     device: str
     transport: str
     memory_bytes: int = 0
+    compile: str = ""
+    """What runs compiled on it; empty before its first job."""
     resident: tuple[str, ...] = ()
     answered: int = 0
     """Number of the last turn that it answered the Prepare of, or left."""
@@ -191,7 +193,7 @@ class Group:
 
     def note(self, rank: Rank, done: Done) -> None:
         """What a rank said when it left a job."""
-        rank.memory_bytes, rank.resident = done.memory_bytes, done.resident
+        rank.memory_bytes, rank.resident, rank.compile = done.memory_bytes, done.resident, done.compile
 
     def _forget_ranks(self) -> None:
         self.runs = self.ready_for = None

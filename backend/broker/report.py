@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..wire.job_states import JobState
-from ..wire.limits import TEXT_LENGTH
+from ..wire.limits import NAME_LENGTH, TEXT_LENGTH
 from ..wire.messages import JobStatus, RankStatus, Status
 from .core import Core
 from .jobs import Job
@@ -36,7 +36,19 @@ def status(core: Core, request: int, uptime_s: float) -> Status:
         finished=core.finished,
         failed=core.failed,
         restarts=core.group.restarts,
+        compile=_compile(core)[:NAME_LENGTH],
     )
+
+
+def _compile(core: Core) -> str:
+    """What the ranks say; where one says something else than the others, what each says."""
+    said = {rank.rank: rank.compile for rank in core.group.ranks if rank.compile}
+    if not said:
+        return core.settings.compile
+    # Seconds differ from rank to rank, reasons hardly do.
+    failed = {rank: text for rank, text in said.items() if "eager" in text}
+    rank, text = next(iter((failed or said).items()))
+    return f"{text} (rank {rank})" if failed and len(failed) < len(said) else text
 
 
 def _shown(core: Core) -> list[Job]:

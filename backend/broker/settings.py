@@ -50,6 +50,8 @@ class BrokerSettings:
     """For jobs that name no plan."""
     device: str = "cpu"
     """What the ranks compute on: ``cpu`` or ``cuda``."""
+    compile: str = "auto"
+    """How the ranks compile, as they were told."""
     lease_s: float = 15.0
     """A client that is silent for so long has vanished."""
     hold_s: float = 0.5

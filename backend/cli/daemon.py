@@ -35,7 +35,7 @@ from ..wire.connection import CONNECTION_FILE, FOLDERS_FILE, Connection, write_c
 from .listening import DEFAULT, Address
 from .main import CommandError
 from .settings import ServeSettings
-from .state_directory import LOGS_FOLDER, DaemonLock
+from .state_directory import LOGS_FOLDER, DaemonLock, compiled_code_folder
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +123,7 @@ class Daemon:
             world_size=settings.ranks,
             plan=settings.plan,
             device=settings.device,
+            compile=settings.compile,
         )
 
     def _group_settings(self, runtime: Path) -> GroupSettings:
@@ -134,6 +135,8 @@ class Daemon:
             runtime_dir=runtime,
             logs_dir=settings.state_dir / LOGS_FOLDER,
             rank_module=settings.rank_module,
+            compile=settings.compile,
+            compiled_dir=compiled_code_folder(settings.state_dir),
             environment=dict(os.environ),
         )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ... import __version__
 from ..broker.memory import keep_small
+from ..parallel.compile_modes import COMPILE_MODES
 from ..supervisor.logs import last_lines
 from . import listening, state_directory
 from .daemon import Daemon
@@ -18,6 +19,7 @@ from .settings import (
     AUTO,
     RANK_MODULE,
     ServeSettings,
+    check_compile,
     check_installation,
     check_models,
     check_plan,
@@ -45,6 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PLAN",
         help="how a model call is split: auto, or such as ulysses=2,ring=1 (default: auto)",
     )
+    parser.add_argument(
+        "--compile", choices=COMPILE_MODES, default=AUTO,
+        help="auto (the repeated blocks, on a GPU, from a shape's second job on), off, blocks, whole (in one piece, once per shape), "
+        "graphs (blocks with CUDA graphs) (default: auto)",
+    )  # fmt: skip
     parser.add_argument(
         "--models", action="append", type=Path, default=[], metavar="DIR",
         help="a `models` folder of ComfyUI; may be given several times. ComfyUI on this machine makes its own known by itself",
@@ -88,6 +95,7 @@ def _settings(options: argparse.Namespace) -> ServeSettings:
         ranks=ranks,
         transport=choose_transport(device, ranks, gpus),
         models=models,
+        compile=check_compile(options.compile, device),
         rank_module=options.rank_module,
     )
 
@@ -100,7 +108,9 @@ def _introduce(settings: ServeSettings, daemon: Daemon) -> None:
     count = len(daemon.catalog.list_models())
     print(f"Tutti {__version__}")
     print(f"  listens on  {where} ({whom})")
-    print(f"  group       {settings.ranks} rank(s) on {settings.device}{transport}, plan {settings.plan}")
+    print(
+        f"  group       {settings.ranks} rank(s) on {settings.device}{transport}, plan {settings.plan}, compile {settings.compile}"
+    )
     print(f"  models      {count} checkpoint(s) in {len(folders)} folder(s)")
     for folder in folders:
         print(f"                {folder}{' (ships with Tutti)' if folder == daemon.catalog.shipped else ''}")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..broker.auth import check_libzmq
 from ..broker.catalog import SUBFOLDERS
+from ..parallel.compile_modes import BLOCKS, GRAPHS
 from ..parallel.plan import CFG_DEGREES, Plan, factor_plans
 from ..planning.devices import Gpu, visible_gpus
 from .listening import Address
@@ -32,6 +33,8 @@ class ServeSettings:
     transport: str
     """Empty: the ranks choose."""
     models: tuple[Path, ...]
+    compile: str = AUTO
+    """One of ``COMPILE_MODES``."""
     rank_module: str = RANK_MODULE
 
 
@@ -84,6 +87,17 @@ def check_plan(text: str, ranks: int) -> str:
             f"Use `--ranks {plan.world_size}`, or a plan for {ranks} (auto; {legal}): {plan} needs {plan.world_size} rank(s)."
         )
     return str(plan)
+
+
+def check_compile(mode: str, device: str) -> str:
+    """A way to compile that the device has.
+
+    Raises:
+        CommandError: CUDA graphs without CUDA.
+    """
+    if mode == GRAPHS and device != "cuda":
+        raise CommandError(f"Use `--compile {BLOCKS}`: CUDA graphs need an NVIDIA GPU, and the ranks run on {device}.")
+    return mode
 
 
 def check_models(folders: Sequence[Path]) -> tuple[Path, ...]:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import importlib.metadata
 import os
+import platform
+import shutil
 from pathlib import Path
 from typing import Final
 
+from ... import __version__
 from ..errors import ConnectionFileProblem
 from ..wire.connection import LOCK_FILE, STATE_DIR_VARIABLE, ensure_private_dir, state_dir
 from .main import CommandError
@@ -21,6 +25,7 @@ else:
     HAS_LOCKS = True
 
 LOGS_FOLDER: Final = "logs"
+COMPILED_FOLDER: Final = "compiled"
 
 
 def add_argument(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +60,27 @@ def prepare(path: Path) -> Path:
             f"{_remedy(error)}: the state directory {path} cannot be made ({error.strerror})."
         ) from error
     return path
+
+
+def compiled_code_folder(path: Path) -> Path:
+    """Where the ranks keep compiled code from one start to the next: a folder for the versions that are installed. Others' are removed.
+
+    It is code that ranks load: it lies in the state directory, which nobody else may write.
+    """
+    versions = "-".join(["python", platform.python_version(), *(_version(name) for name in ("torch", "diffusers"))])
+    folder = path / COMPILED_FOLDER / f"{versions}-tutti-{__version__}"
+    if folder.parent.is_dir():
+        for other in folder.parent.iterdir():
+            if other != folder:
+                shutil.rmtree(other, ignore_errors=True)
+    return folder
+
+
+def _version(distribution: str) -> str:
+    try:
+        return f"{distribution}-{importlib.metadata.version(distribution)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"{distribution}-none"
 
 
 def check_system() -> None:

@@ -54,6 +54,7 @@ def as_text(status: Status, connection: Connection) -> str:
         f"  group      {len(status.ranks)} rank(s) on {status.device}, plan {status.plan}"
         + (f", {status.transport}" if status.transport else "")
         + (f", restarted {status.restarts} times" if status.restarts else ""),
+        f"  compile    {status.compile or '-'}",
         f"  resident   {', '.join(status.resident) or 'no model yet'}",
         f"  jobs       {status.queued} queued, {status.finished} finished, {status.failed} failed",
     ]

@@ -64,14 +64,26 @@ class Compiler:
         if self.mode == OFF:
             why = ": kernels of a CPU gain nothing from it" if self.asked == AUTO else ""
             return f"off{why}"
-        done = f"{self.graphs} graph{'s' if self.graphs != 1 else ''} in {self.seconds:.0f} s" if self.graphs else "no graph yet"
+        done = (
+            f"{self.graphs} graph{'s' if self.graphs != 1 else ''} in {self.seconds:.0f} s"
+            if self.graphs
+            else "no graph yet"
+        )
         failed = "".join(f"; {name} runs eager: {why}" for name, why in self.failures.items())
         return f"{self.mode}, {done}{failed}"
+
+    @property
+    def note(self) -> str:
+        """For the node of the running job: empty where the network runs eager because it was meant to."""
+        if self.failures:
+            name, why = next(iter(self.failures.items()))
+            return f"not compiled: {name}: {why}"
+        return "compiled" if self._compiles_this_call else ""
 
     def begin_job(self, job: str, on_graph: Callable[[int], None]) -> None:
         """The calls that follow belong to this job, or to the same one as before."""
         if job != self._job:
-            self._job, self._graphs_before_job = job, self.graphs
+            self._job, self._graphs_before_job, self._compiles_this_call = job, self.graphs, None
         self.on_graph = on_graph
 
     @contextmanager
@@ -79,7 +91,7 @@ class Compiler:
         """One model call: its regions run compiled all, or none."""
         self._compiles_this_call = None
         if self.mode == GRAPHS:
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         yield
 
     def install(self, network: nn.Module, attentions: Sequence[str]) -> Callable[[], None]:
@@ -100,7 +112,9 @@ class Compiler:
     def compiled(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         """The compiled form of a class's ``forward``: one for all modules of the class, so that they share their graphs."""
         if forward not in self._compiled:
-            options = {"triton.cudagraphs": True} if self.mode == GRAPHS else None
+            options: dict[str, str | int | bool | Callable[..., Any]] | None = (
+                {"triton.cudagraphs": True} if self.mode == GRAPHS else None
+            )
             # The whole network has a gather in it, which is a collective of its own and cuts the graph.
             self._compiled[forward] = torch.compile(
                 forward, fullgraph=self.mode != WHOLE, dynamic=False if self.mode == WHOLE else None, options=options
@@ -149,9 +163,7 @@ class _Region:
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         if self._compiler.wants(self._name, arguments, named):
             try:
-                return self._compiled(
-                    *map(_plain, arguments), **{name: _plain(value) for name, value in named.items()}
-                )
+                return self._compiled(*map(_plain, arguments), **{name: _plain(value) for name, value in named.items()})
             except _compilation_errors() as error:
                 # Nothing of the region has run yet: a full graph is compiled whole before it starts.
                 self._compiler.give_up(self._name, error)

@@ -21,6 +21,8 @@ _NOT_INHERITED = (
 )
 _NOT_INHERITED_PREFIX = "TORCHELASTIC_"
 LOOPBACK_INTERFACE = "lo"
+MOST_COMPILE_THREADS = 8
+"""Processes in which one rank compiles kernels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +40,10 @@ class RankEnvironment:
     device: str
     transport: str
     world_size: int
+    compile: str = "auto"
+    """How networks are compiled."""
+    compiled_folder: str = ""
+    """Where compiled code is kept from one start to the next; empty: where torch keeps it."""
     one_host: bool = True
     """Nothing may leave this machine."""
 
@@ -48,10 +54,18 @@ class RankEnvironment:
             for name, value in inherited.items()
             if name not in _NOT_INHERITED and not name.startswith(_NOT_INHERITED_PREFIX)
         }
-        base.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // self.world_size)))
+        cores = max(1, available_cores() // self.world_size)
+        base.setdefault("OMP_NUM_THREADS", str(cores))
+        # torch's own default, up to 32 processes, is meant for one process on a machine.
+        base.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(min(MOST_COMPILE_THREADS, cores)))
         base.setdefault("PYTHONUNBUFFERED", "1")
         if self.one_host:
             base |= {"GLOO_SOCKET_IFNAME": LOOPBACK_INTERFACE, "NCCL_SOCKET_IFNAME": LOOPBACK_INTERFACE}
+        if self.compiled_folder:
+            base |= {
+                "TORCHINDUCTOR_CACHE_DIR": self.compiled_folder,
+                "TRITON_CACHE_DIR": f"{self.compiled_folder}/triton",
+            }
         return base | {
             "TUTTI_TOKEN": self.token,
             "TUTTI_INCARNATION": self.incarnation,
@@ -62,6 +76,7 @@ class RankEnvironment:
             "TUTTI_INIT_METHOD": self.init_method,
             "TUTTI_DEVICE": self.device,
             "TUTTI_TRANSPORT": self.transport,
+            "TUTTI_COMPILE": self.compile,
         }
 
 

@@ -33,6 +33,10 @@ class GroupSettings:
     logs_dir: Path
     rank_module: str
     """What a rank runs: ``python -m``."""
+    compile: str = "auto"
+    """How networks are compiled: one of ``COMPILE_MODES``."""
+    compiled_dir: Path | None = None
+    """Where compiled code is kept from one start to the next."""
     rendezvous: Rendezvous | None = None
     """None: files, for one host."""
     group_id: int = 0
@@ -84,6 +88,8 @@ class Incarnation:
             device=settings.device,
             transport=settings.transport,
             world_size=settings.world_size,
+            compile=settings.compile,
+            compiled_folder="" if settings.compiled_dir is None else str(settings.compiled_dir),
             one_host=settings.rendezvous is None,
         ).variables(settings.environment)
         command = [

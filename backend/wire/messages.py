@@ -159,6 +159,8 @@ class Status:
     finished: int = field(metadata=_COUNT)
     failed: int = field(metadata=_COUNT)
     restarts: int = field(metadata=_COUNT)
+    compile: str = field(default="", metadata=_NAME)
+    """What runs compiled, or why nothing does; before the first job how the daemon was told to compile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -478,6 +480,8 @@ class Done:
     sequence: int = field(metadata=_POSITIVE)
     memory_bytes: int = field(metadata=_COUNT)
     resident: tuple[str, ...] = field(metadata=bounded(items=LISTED, length=NAME_LENGTH))
+    compile: str = field(default="", metadata=_NAME)
+    """What of its networks runs compiled, or why nothing does; for people."""
 
 
 MESSAGES: dict[str, type[Any]] = {

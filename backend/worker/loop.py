@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -10,6 +11,7 @@ from typing import Final
 import torch
 
 from ..errors import Draining, JobCancelled, RemoteProtocolError, TuttiError
+from ..parallel.compile import Compiler
 from ..parallel.group import WorkerGroup
 from ..parallel.mesh import SequenceMesh
 from ..wire.codec import Received
@@ -38,10 +40,17 @@ class RankLoop:
     """One rank at work."""
 
     def __init__(
-        self, group: WorkerGroup, link: BrokerLink, models: ResidentModels, stop: StopSignal, shared_folder: Path
+        self,
+        group: WorkerGroup,
+        link: BrokerLink,
+        models: ResidentModels,
+        stop: StopSignal,
+        compiler: Compiler,
+        shared_folder: Path,
     ) -> None:
         """``shared_folder``: where ranks of this host keep weights that LoRAs have changed, once for all of them."""
         self._shared_folder = shared_folder
+        self._compiler = compiler
         self._group = group
         self._link = link
         self._models = models
@@ -157,8 +166,12 @@ class RankLoop:
         elif isinstance(prepared.job, Evaluate):
             self._ran = replace(prepared, frames={})  # the frames' memory goes back to the socket
         self._wait_for_device()
-        memory_bytes = self._models.memory.used_bytes
-        self._report.done(prepared.sequence, memory_bytes=memory_bytes, resident=self._models.names)
+        self._report.done(
+            prepared.sequence,
+            memory_bytes=self._models.memory.used_bytes,
+            resident=self._models.names,
+            compile=self._compiler.state,
+        )
 
     def _name(self, error: Exception, what: str) -> TuttiError:
         """``error`` for the broker, and a line in the log; with the traceback unless somebody raised it on purpose."""
@@ -173,7 +186,10 @@ class RankLoop:
             gate.start()
         tensors = share(self._group, prepared.specs, prepared.frames)
         mesh = self._group.mesh(prepared.plan)
-        prepared.model.bind(mesh)
+        self._compiler.begin_job(
+            prepared.job.job_id, on_graph=lambda count: report.compiling(count, self._compiler.kinds)
+        )
+        prepared.model.bind(mesh, self._compiler)
         if prepared.model.variants is not None:
             prepared.model.variants.switch(prepared.variant)
         if isinstance(prepared.job, Sample):
@@ -198,23 +214,32 @@ class RankLoop:
         mesh: SequenceMesh,
     ) -> None:
         steps = tensors["sigmas"].shape[0] - 1
-        what_runs = f"{prepared.plan} on {self._group.world_size} rank{'s' if self._group.world_size > 1 else ''}"
-        previews, clock = Previews(report.preview), StepClock()
+        previews, clock = Previews(report.preview), StepClock(self._clock_without_compilations)
         shows_previews = sample.previews and self._group.rank == 0
 
         def on_step(step: int, denoised: torch.Tensor) -> None:
             clock.mark()
             if shows_previews:
                 previews.offer(step, denoised)
-            report.sampling(step + 1, steps, what_runs)
+            report.sampling(step + 1, steps, self._what_runs(prepared))
 
-        report.sampling(0, steps, what_runs)
+        report.sampling(0, steps, self._what_runs(prepared))
         network = GatedNetwork(prepared.model, gate, mesh, when_launched=previews.flush)
         before_bytes = self._group.transport.sent_bytes
         outcome = run_sample(sample, tensors, network, on_step)
         step_ms = clock.median_ms()
         exchanged_bytes = gate.add_up(self._group.transport.sent_bytes - before_bytes)
         report.result(outcome, step_ms=step_ms, plan=str(prepared.plan), exchanged_bytes=exchanged_bytes)
+
+    def _what_runs(self, prepared: PreparedJob) -> str:
+        """A line for the node."""
+        ranks = self._group.world_size
+        compiled = f", {note}" if (note := self._compiler.note) else ""
+        return f"{prepared.plan} on {ranks} rank{'s' if ranks > 1 else ''}{compiled}"
+
+    def _clock_without_compilations(self) -> float:
+        """Steps are timed as they will be from the next job on."""
+        return time.perf_counter() - self._compiler.seconds
 
     def _gate(self, prepared: PreparedJob) -> CallGate:
         return CallGate(

@@ -52,7 +52,6 @@ class NullAdapter:
 def load_null(path: Path, *, dtype: torch.dtype, device: torch.device, **_: Any) -> ResidentModel:
     """The null model, whatever ``path`` is."""
     from ..models.registry import ResidentModel
-    from ..parallel.compile import Compiler
 
     return ResidentModel(
         family=FAMILY, num_heads=NUM_HEADS, dtype=dtype, device=device, size_bytes=0, adapter=NullAdapter()

@@ -10,6 +10,7 @@ import setproctitle
 import torch
 
 from ..models.registry import load_model
+from ..parallel.compile import Compiler
 from ..parallel.group import WorkerGroup
 from ..wire.messages import RankHello
 from .control import OutOfStep
@@ -46,7 +47,8 @@ def run_rank(load: Loader = load_model) -> None:
         log.exception("cannot start")
         end_process(f"{type(error).__name__}: {error}", EXIT_NOT_STARTED)
     try:
-        RankLoop(group, link, models, stop, settings.shared_folder).run()
+        compiler = Compiler(settings.compile, group.device)
+        RankLoop(group, link, models, stop, compiler, settings.shared_folder).run()
     except OutOfStep as error:
         log.exception("cannot go on")
         end_process(f"{type(error).__name__}: {error}", exit_status(error.error))

@@ -10,7 +10,7 @@ from typing import Final
 from torch import Tensor
 
 from ..errors import TuttiError
-from ..wire.limits import TEXT_LENGTH
+from ..wire.limits import NAME_LENGTH, TEXT_LENGTH
 from ..wire.messages import (
     Done,
     Evaluated,
@@ -45,9 +45,10 @@ class RankReport:
         """This rank cannot run the job."""
         self._send(Refused(sequence=sequence, code=error.code, message=error.message[:TEXT_LENGTH]), None)
 
-    def done(self, sequence: int, *, memory_bytes: int, resident: tuple[str, ...]) -> None:
+    def done(self, sequence: int, *, memory_bytes: int, resident: tuple[str, ...], compile: str) -> None:
         """This rank has left the job."""
-        self._send(Done(sequence=sequence, memory_bytes=memory_bytes, resident=resident[:64]), None)
+        done = Done(sequence=sequence, memory_bytes=memory_bytes, resident=resident[:64], compile=compile[:NAME_LENGTH])
+        self._send(done, None)
 
 
 class JobReport:
@@ -65,6 +66,11 @@ class JobReport:
         if self._clock() >= self._loading_after_s:
             self._loading_after_s = self._clock() + LOADING_INTERVAL_S
             self._send(Progress(job_id=self._job_id, phase="loading", step=int(100 * fraction), steps=100), None)
+
+    def compiling(self, count: int, kinds: int) -> None:
+        """The compilation of a kind of block begins, the ``count``-th of this job."""
+        text = f"{count} of {max(count, kinds)}, once for pictures of this size"
+        self._tell(Progress(job_id=self._job_id, phase="compiling", step=count, steps=max(count, kinds), text=text))
 
     def sampling(self, step: int, steps: int, text: str) -> None:
         """``step`` of ``steps`` are done."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ..errors import LocalProtocolError
+from ..parallel.compile_modes import AUTO, COMPILE_MODES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,8 @@ class RankSettings:
     """``TUTTI_DEVICE``: ``cpu`` or ``cuda``."""
     transport: str | None
     """``TUTTI_TRANSPORT``: how activations travel; empty leaves it to the group."""
+    compile: str = AUTO
+    """``TUTTI_COMPILE``: one of ``COMPILE_MODES``."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
@@ -48,6 +51,8 @@ class RankSettings:
             )
         if self.device_type not in ("cpu", "cuda"):
             raise LocalProtocolError(f"Set TUTTI_DEVICE to cpu or cuda: it is {self.device_type!r}.")
+        if self.compile not in COMPILE_MODES:
+            raise LocalProtocolError(f"Set TUTTI_COMPILE to {', '.join(COMPILE_MODES)}: it is {self.compile[:40]!r}.")
 
     @classmethod
     def take(cls, environment: MutableMapping[str, str] = os.environ) -> RankSettings:
@@ -69,6 +74,7 @@ class RankSettings:
             init_method=_text(environment, "TUTTI_INIT_METHOD"),
             device_type=_text(environment, "TUTTI_DEVICE"),
             transport=environment.get("TUTTI_TRANSPORT") or None,
+            compile=environment.get("TUTTI_COMPILE") or AUTO,
         )
         del environment["TUTTI_TOKEN"]
         return settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ def main() -> None:
     # The compiler imports parts of torch that torch itself has deprecated.
     warnings.resetwarnings()
     rank = this_rank()
+    if rank.rank in rank.arguments.get("without_compiler", ()):
+        os.environ["CXX"] = "/nowhere/c++"
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(rank.folder / "nothing compiled")
     model = load_model(
         Path(rank.arguments["checkpoint"]), dtype=torch.float32, device=rank.group.device, progress=lambda _: None
     )
@@ -76,6 +80,10 @@ def main() -> None:
         "failures": compiler.failures,
         "breaks": sum(counters["graph_break"].values()),
         "graphs": counters["stats"]["unique_graphs"],
+        "hits": counters["inductor"]["fxgraph_cache_hit"],
+        "misses": counters["inductor"]["fxgraph_cache_miss"],
+        "seconds": compiler.seconds,
+        "state": compiler.state,
     }
     rank.finish()
 

@@ -42,7 +42,7 @@ def test_ranks_find_everything_in_their_environment() -> None:
     found = environment().variables({"PATH": "/bin", "TUTTI_NULL_STEP_S": "1"})
     assert {name: found[name] for name in found if name.startswith("TUTTI_")} == {
         "TUTTI_TOKEN": "t" * 64, "TUTTI_INCARNATION": "i", "TUTTI_GROUP_ID": "0", "TUTTI_RANK_ENDPOINT": "ipc:///r", "TUTTI_SHARED_FOLDER": "/shared",
-        "TUTTI_LIVENESS": "/l", "TUTTI_INIT_METHOD": "file:///s", "TUTTI_DEVICE": "cpu", "TUTTI_TRANSPORT": "", "TUTTI_NULL_STEP_S": "1",
+        "TUTTI_LIVENESS": "/l", "TUTTI_INIT_METHOD": "file:///s", "TUTTI_DEVICE": "cpu", "TUTTI_TRANSPORT": "", "TUTTI_COMPILE": "auto", "TUTTI_NULL_STEP_S": "1",
     }  # fmt: skip
     assert found["PATH"] == "/bin"
 
@@ -56,6 +56,15 @@ def test_on_one_host_the_ranks_talk_over_loopback_whatever_the_user_set() -> Non
 def test_cores_are_shared_between_ranks_unless_the_user_decided() -> None:
     assert environment().variables({})["OMP_NUM_THREADS"] == str(max(1, available_cores() // 2))
     assert environment().variables({"OMP_NUM_THREADS": "3"})["OMP_NUM_THREADS"] == "3"
+
+
+def test_compiled_code_goes_where_the_daemon_says_and_is_made_by_as_many_processes_as_there_are_cores() -> None:
+    found = environment(compile="blocks", compiled_folder="/state/compiled").variables({})
+    assert found["TUTTI_COMPILE"] == "blocks"
+    assert found["TORCHINDUCTOR_CACHE_DIR"] == "/state/compiled"
+    assert found["TRITON_CACHE_DIR"] == "/state/compiled/triton"
+    assert found["TORCHINDUCTOR_COMPILE_THREADS"] == str(min(8, max(1, available_cores() // 2)))
+    assert "TORCHINDUCTOR_CACHE_DIR" not in environment().variables({}), "torch keeps it where it likes"
 
 
 def test_what_a_torchrun_around_the_daemon_set_does_not_reach_the_ranks() -> None:
