@@ -72,7 +72,9 @@ class Sharder:
         """
         if self._mesh.world_size == 1:
             return lambda: None
-        handles = [network.get_submodule(self._gather.module).register_forward_hook(self._join)]
+        # A collective with counters of its own: where the whole network is compiled, the graph is cut here.
+        join = torch.compiler.disable(self._join)  # type: ignore[no-untyped-call]
+        handles = [network.get_submodule(self._gather.module).register_forward_hook(join)]
         for split in self._splits:
             module = network.get_submodule(split.module)
             if isinstance(split, SplitOutput):
