@@ -33,15 +33,15 @@ class HopUnderWay:
 
 
 class LaterHop:
-    """A gloo hop that starts when earlier ones are over. A thread waits for them, in the place of a GPU's stream.
+    """A hop that starts when earlier ones are over. A thread waits for them, in the place of a GPU's stream.
 
     A failure (another rank has gone) is raised by :meth:`wait`.
     """
 
-    def __init__(self, start: Callable[[], Sequence[dist.Work | None]], after: Sequence[Pending]) -> None:
+    def __init__(self, start: Callable[[], Pending], after: Sequence[Pending]) -> None:
         self._start = start
         self._after = after
-        self._hop: HopUnderWay | None = None
+        self._hop: Pending | None = None
         self._failure: Exception | None = None
         # A daemon: a rank that has failed elsewhere must not stay for a hop that never comes.
         self._thread = threading.Thread(target=self._run, name="tutti-later-hop", daemon=True)
@@ -51,7 +51,7 @@ class LaterHop:
         try:
             for earlier in self._after:
                 earlier.wait()
-            self._hop = HopUnderWay(self._start())
+            self._hop = self._start()
         except Exception as error:
             self._failure = error
 

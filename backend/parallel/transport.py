@@ -6,7 +6,6 @@ every rank of that group makes the same calls in the same order; NCCL collective
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 from collections.abc import Sequence
@@ -35,8 +34,10 @@ class Transport(Protocol):
     name: str
     backend: str
     """The process-group backend that groups for this transport are made of."""
-    sent_bytes: int
-    """What this rank has sent so far, each byte once for every other rank that got it: payload, without any protocol's own bytes."""
+
+    @property
+    def sent_bytes(self) -> int:
+        """What this rank has sent so far, each byte once for every other rank that got it: payload, without any protocol's own bytes."""
 
     def all_to_all(
         self,
@@ -110,9 +111,12 @@ class DirectTransport:
         operations = [dist.P2POp(dist.isend, _on_wire(tensor), rank, group) for tensor, rank in sent]
         operations += [dist.P2POp(dist.irecv, _on_wire(tensor), rank, group) for tensor, rank in received]
         self.sent_bytes += sum(message.tensor.nbytes for message in sent)
-        start = functools.partial(dist.batch_isend_irecv, operations)
+
+        def start() -> Pending:
+            return HopUnderWay(dist.batch_isend_irecv(operations))
+
         # The transfers of a NCCL group follow one another on its stream: what has been started before is over before.
-        return LaterHop(start, after) if after and self.backend == "gloo" else HopUnderWay(start())
+        return LaterHop(start, after) if after and self.backend == "gloo" else start()
 
     def all_gather(self, gathered: Tensor, own: Tensor, group: ProcessGroup) -> None:
         gather_bytes(gathered, own, group)
