@@ -58,7 +58,7 @@ class ThrottledTransport:
         def start() -> Pending:
             started_s = time.monotonic()
             stamps = [
-                Message(torch.tensor([self._leaves_at_s(message)], dtype=torch.float64), message.rank)
+                Message(torch.tensor([self._leaves_at_s(message, started_s)], dtype=torch.float64), message.rank)
                 for message in sent
             ]
             landings = [Message(torch.empty(1, dtype=torch.float64), message.rank) for message in received]
@@ -69,9 +69,9 @@ class ThrottledTransport:
 
         return LaterHop(start, after) if after else start()
 
-    def _leaves_at_s(self, message: Message) -> float:
+    def _leaves_at_s(self, message: Message, started_s: float) -> float:
         link = None if self._links.single_port else message.rank
-        begins_s = max(time.monotonic(), self._free_at_s.get(link, 0.0))
+        begins_s = max(started_s, self._free_at_s.get(link, 0.0))
         self._free_at_s[link] = begins_s + message.tensor.nbytes / self._links.bytes_per_s
         return self._free_at_s[link] + self._links.latency_s
 

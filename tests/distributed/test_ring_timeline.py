@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(180)
 
 WORLD_SIZE = 4
 CASE = AttentionCase(lengths={"image": 64}, heads=4, batch=1)
-ATTEND_S = 0.06
+ATTEND_S = 0.1
 OVERLAPPING = ("ring", "prefetch-2", "bidirectional", "tokenring")
 SHORT = ("ring", "prefetch-2")
 HIDDEN = 0.5
