@@ -8,12 +8,14 @@ it is exact and copies nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from .mesh import SequenceMesh
-from .transport import Pending
+from .pending import Pending
+from .transport import Message
 
 
 class Codec(Protocol):
@@ -65,24 +67,64 @@ class Exchange:
         self.mesh.transport.all_to_all(payload, self.codec.encode(value), received_splits, sent_splits, group)
         return self.codec.decode(payload, landing)
 
-    def rotate(self, value: Tensor, landing: Tensor) -> Rotation:
-        """Start to send ``value`` to the next rank of the ring and to receive what fits ``landing`` from the previous one."""
+    def pack(self, value: Tensor) -> Parcel:
+        """Make ``value`` ready to travel along the ring."""
+        return Parcel(self.codec, self.codec.encode(value), value)
+
+    def hop(self, moves: Sequence[Move]) -> list[Parcel]:
+        """Start one hop of the ring: all moves in one batch of transfers. Returns what comes in, in the order of the moves.
+
+        Every rank of the ring makes the same shifts in the same order. A parcel that is still on its way here goes on when it has arrived.
+        """
         ring = self.mesh.ring
-        after, before = ring.ranks[(ring.index + 1) % ring.size], ring.ranks[ring.index - 1]
+        sent: list[Message] = []
+        received: list[Message] = []
+        for move in moves:
+            sent.append(Message(move.parcel.payload, ring.ranks[(ring.index + move.shift) % ring.size]))
+            payload = self.codec.payload_for(move.landing)
+            received.append(Message(payload, ring.ranks[(ring.index - move.shift) % ring.size]))
+        after = [move.parcel.pending for move in moves if move.parcel.pending is not None]
+        pending = self.mesh.transport.hop(received, sent, ring.process_group, after)
+        return [
+            Parcel(self.codec, message.tensor, move.landing, pending)
+            for message, move in zip(received, moves, strict=True)
+        ]
+
+    def gather(self, value: Tensor, landing: Tensor) -> Tensor:
+        """The values of all ranks of the ring, of equal shape, one after the other along dimension 0 as in ``landing``."""
         payload = self.codec.payload_for(landing)
-        hop = self.mesh.transport.rotate(
-            payload, self.codec.encode(value), to_rank=after, from_rank=before, group=ring.process_group
-        )
-        return Rotation(hop, self.codec, payload, landing)
+        self.mesh.transport.all_gather(payload, self.codec.encode(value), self.mesh.ring.process_group)
+        return self.codec.decode(payload, landing)
 
 
-class Rotation:
-    """One hop of the ring under way."""
+class Parcel:
+    """A value on its way along the ring: encoded once, by its owner, forwarded as it came, and decoded by whoever opens it."""
 
-    def __init__(self, hop: Pending, codec: Codec, payload: Tensor, landing: Tensor) -> None:
-        self._hop, self._codec, self._payload, self._landing = hop, codec, payload, landing
+    def __init__(self, codec: Codec, payload: Tensor, value: Tensor, pending: Pending | None = None) -> None:
+        self.payload = payload
+        self.pending = pending
+        """The hop that brings it; ``None`` when it is here."""
+        self._codec = codec
+        self._value = value
+        self._is_open = pending is None
 
-    def wait(self) -> Tensor:
-        """The value that arrived."""
-        self._hop.wait()
-        return self._codec.decode(self._payload, self._landing)
+    def open(self) -> Tensor:
+        """Wait for the value; its owner gets it as it was packed."""
+        if self.pending is not None:
+            self.pending.wait()
+            self.pending = None
+        if not self._is_open:
+            self._value = self._codec.decode(self.payload, self._value)
+            self._is_open = True
+        return self._value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """What every rank does with a parcel of its own in one hop: hand it on, and receive its counterpart."""
+
+    parcel: Parcel
+    shift: int
+    """Places along the ring that it moves; what comes in comes from as many places behind."""
+    landing: Tensor
+    """Uninitialised, of the shape of what comes in."""

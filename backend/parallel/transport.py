@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -17,13 +17,15 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ..errors import BadPlan
+from .pending import HopUnderWay, LaterHop, Pending
 
 
-class Pending(Protocol):
-    """A transfer under way. The buffers belong to it until :meth:`wait` returns."""
+class Message(NamedTuple):
+    """One tensor that goes to, or comes from, a rank."""
 
-    def wait(self) -> None:
-        """Return when the received buffer may be read (on a GPU: by the current stream)."""
+    tensor: Tensor
+    rank: int
+    """The other end, counted over all ranks."""
 
 
 class Transport(Protocol):
@@ -32,8 +34,10 @@ class Transport(Protocol):
     name: str
     backend: str
     """The process-group backend that groups for this transport are made of."""
-    sent_bytes: int
-    """What this rank has sent so far, each byte once for every other rank that got it: payload, without any protocol's own bytes."""
+
+    @property
+    def sent_bytes(self) -> int:
+        """What this rank has sent so far, each byte once for every other rank that got it: payload, without any protocol's own bytes."""
 
     def all_to_all(
         self,
@@ -45,8 +49,13 @@ class Transport(Protocol):
     ) -> None:
         """Send ``sent_splits[i]`` rows to the group's i-th rank and receive ``received_splits[i]`` rows from it."""
 
-    def rotate(self, received: Tensor, sent: Tensor, *, to_rank: int, from_rank: int, group: ProcessGroup) -> Pending:
-        """Start one hop of a ring. Ranks are global. A transfer of no bytes is skipped on both ends."""
+    def hop(
+        self, received: Sequence[Message], sent: Sequence[Message], group: ProcessGroup, after: Sequence[Pending] = ()
+    ) -> Pending:
+        """Start to send and to receive some messages, together, when the earlier hops ``after`` are over; returns at once.
+
+        Messages between two ranks match in the order of their lists. Every rank of the group makes the same number of calls.
+        """
 
     def all_gather(self, gathered: Tensor, own: Tensor, group: ProcessGroup) -> None:
         """Gather equal ``own`` tensors into ``gathered`` ``[ranks, ...]``."""
@@ -70,16 +79,10 @@ def gather_bytes(gathered: Tensor, own: Tensor, group: ProcessGroup, *, wait: bo
     return work
 
 
-class _Works:
-    """The works of one hop; waiting for all of them ends it."""
-
-    def __init__(self, works: Sequence[dist.Work | None]) -> None:
-        self._works = works
-
-    def wait(self) -> None:
-        for work in self._works:
-            if work is not None:
-                work.wait()
+def _on_wire(tensor: Tensor) -> Tensor:
+    """A message's bytes. One without any travels as a single byte: a rank that left out a call would not be there when NCCL, in the
+    first call of a group, connects all of its ranks."""
+    return _as_bytes(tensor) if tensor.numel() else tensor.new_empty(1, dtype=torch.uint8)
 
 
 class DirectTransport:
@@ -102,14 +105,18 @@ class DirectTransport:
         dist.all_to_all_single(_as_bytes(received), rows, list(received_splits), list(sent_splits), group=group)
         self.sent_bytes += (sum(sent_splits) - sent_splits[dist.get_rank(group)]) * rows.shape[1]
 
-    def rotate(self, received: Tensor, sent: Tensor, *, to_rank: int, from_rank: int, group: ProcessGroup) -> Pending:
-        hops: list[dist.P2POp] = []
-        if sent.numel():
-            hops.append(dist.P2POp(dist.isend, _as_bytes(sent), to_rank, group))
-            self.sent_bytes += sent.nbytes
-        if received.numel():
-            hops.append(dist.P2POp(dist.irecv, _as_bytes(received), from_rank, group))
-        return _Works(dist.batch_isend_irecv(hops) if hops else [])
+    def hop(
+        self, received: Sequence[Message], sent: Sequence[Message], group: ProcessGroup, after: Sequence[Pending] = ()
+    ) -> Pending:
+        operations = [dist.P2POp(dist.isend, _on_wire(tensor), rank, group) for tensor, rank in sent]
+        operations += [dist.P2POp(dist.irecv, _on_wire(tensor), rank, group) for tensor, rank in received]
+        self.sent_bytes += sum(message.tensor.nbytes for message in sent)
+
+        def start() -> Pending:
+            return HopUnderWay(dist.batch_isend_irecv(operations))
+
+        # The transfers of a NCCL group follow one another on its stream: what has been started before is over before.
+        return LaterHop(start, after) if after and self.backend == "gloo" else start()
 
     def all_gather(self, gathered: Tensor, own: Tensor, group: ProcessGroup) -> None:
         gather_bytes(gathered, own, group)
@@ -150,10 +157,15 @@ class HostStagedTransport(DirectTransport):
         super().all_to_all(landing, self._on_host(sent), received_splits, sent_splits, group)
         received.copy_(landing)
 
-    def rotate(self, received: Tensor, sent: Tensor, *, to_rank: int, from_rank: int, group: ProcessGroup) -> Pending:
-        landing = self._empty_on_host(received)
-        hop = super().rotate(landing, self._on_host(sent), to_rank=to_rank, from_rank=from_rank, group=group)
-        return _Landing(hop, received, landing)
+    def hop(
+        self, received: Sequence[Message], sent: Sequence[Message], group: ProcessGroup, after: Sequence[Pending] = ()
+    ) -> Pending:
+        for earlier in after:
+            earlier.wait()
+        landings = [Message(self._empty_on_host(tensor), rank) for tensor, rank in received]
+        staged = [Message(self._on_host(tensor), rank) for tensor, rank in sent]
+        hop = super().hop(landings, staged, group)
+        return _Landing(hop, [(to.tensor, landing.tensor) for to, landing in zip(received, landings, strict=True)])
 
     def all_gather(self, gathered: Tensor, own: Tensor, group: ProcessGroup) -> None:
         landing = self._empty_on_host(gathered)
@@ -169,12 +181,14 @@ class HostStagedTransport(DirectTransport):
 class _Landing:
     """A staged hop: the received bytes still have to go from host memory to the device."""
 
-    def __init__(self, hop: Pending, received: Tensor, landing: Tensor) -> None:
-        self._hop, self._received, self._landing = hop, received, landing
+    def __init__(self, hop: Pending, copies: list[tuple[Tensor, Tensor]]) -> None:
+        self._hop, self._copies = hop, copies
 
     def wait(self) -> None:
         self._hop.wait()
-        self._received.copy_(self._landing)
+        while self._copies:
+            received, landing = self._copies.pop()
+            received.copy_(landing)
 
 
 TRANSPORTS = ("nccl", "gloo", "gloo-host-staged")

@@ -23,7 +23,8 @@ from ..errors import InternalError
 from .exchange import Exchange
 from .partition import Partition
 from .providers import choose_provider
-from .ring import ring_attention
+from .schedules import attend_along_ring
+from .schedules.call import RingCall
 from .ulysses import gather_heads, scatter_heads
 
 
@@ -66,7 +67,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, streams: str = "") -> 
         raise InternalError(f"An attention got {q.shape[1]} tokens, but this rank holds {held[mesh.ulysses.index]}.")
     provider = choose_provider(q.device, q.dtype, q.shape[3])
     q, k, v = scatter_heads(q, k, v, held, exchange)
-    out = ring_attention(q, k, v, scale, partition, exchange, provider)
+    call = RingCall(q=q, k=k, v=v, scale=scale, partition=partition, exchange=exchange, provider=provider)
+    out = attend_along_ring(call)
     return gather_heads(out, held, mesh.ulysses.index, exchange)
 
 

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from tutti.backend.errors import InternalError
 from tutti.backend.parallel.exchange import Exchange, RawCodec
+from tutti.backend.parallel.merge import Merger
 from tutti.backend.parallel.partition import Partition
 from tutti.backend.parallel.providers import Attended, AttentionProvider, CpuFlash, MathFallback, choose_provider
-from tutti.backend.parallel.ring import Merger, pack_keys
+from tutti.backend.parallel.schedules.call import pack_keys
 from tutti.backend.parallel.usp import CallContext, attend, running_call, usp_operator
 
 from tests.support.meshes import single_rank_mesh
