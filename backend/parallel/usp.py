@@ -22,7 +22,7 @@ from torch import Tensor
 from ..errors import InternalError
 from .exchange import Exchange
 from .partition import Partition
-from .providers import choose_provider
+from .providers import provider_for
 from .ring import ring_attention
 from .ulysses import gather_heads, scatter_heads
 
@@ -64,7 +64,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, streams: str = "") -> 
     held = partition.peers_held(mesh.ring.index)
     if q.shape[1] != held[mesh.ulysses.index]:
         raise InternalError(f"An attention got {q.shape[1]} tokens, but this rank holds {held[mesh.ulysses.index]}.")
-    provider = choose_provider(q.device, q.dtype, q.shape[3])
+    provider = provider_for(q, scale, partition, mesh)
     q, k, v = scatter_heads(q, k, v, held, exchange)
     out = ring_attention(q, k, v, scale, partition, exchange, provider)
     return gather_heads(out, held, mesh.ulysses.index, exchange)
