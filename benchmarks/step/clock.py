@@ -55,5 +55,8 @@ def timeline(step: Callable[[], object], device: torch.device) -> Timeline:
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
         step()
         torch.cuda.synchronize(device)
-    on_gpu = [event for event in recorded.events() or () if event.device_type.name == "CUDA"]
+    # Annotated regions are listed among the kernels and span the gaps.
+    on_gpu = [
+        event for event in recorded.events() or () if event.device_type.name == "CUDA" and not event.is_user_annotation
+    ]
     return Timeline.of((event.time_range.start, event.time_range.end) for event in on_gpu)

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tutti.backend.parallel.mesh import SequenceMesh
 from tutti.backend.parallel.partition import Partition, StreamSplit
 from tutti.backend.parallel.providers import AttentionProvider, CpuFlash, MathFallback, provider_for, reports
 from tutti.backend.parallel.providers import choice as choice_module
 from tutti.backend.parallel.providers.cache import TimesCache, versions
-from tutti.backend.parallel.providers.case import bucket, case_of, draw
+from tutti.backend.parallel.providers.case import AttentionCase, bucket, case_of, draw
 from tutti.backend.parallel.providers.check import TOLERANCES, fault, time_ms
 from tutti.backend.parallel.providers.choice import PROVIDERS, WORTH_IT, Choices, fastest
 from tutti.backend.parallel.providers.from_xfuser import XFUSER
@@ -116,6 +117,32 @@ def test_a_case_is_measured_once_in_a_process_and_once_on_a_disk(tmp_path: Path)
     # Negative control: another case is measured.
     choices(first, second, folder=tmp_path).get(case(keys=128), single_rank_mesh())
     assert second.calls > measured + 4
+
+
+def test_a_shortcut_leads_to_the_kernel_of_the_very_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def noted(self: Choices, case: AttentionCase, mesh: SequenceMesh) -> AttentionProvider:
+        asked.append(case.key)
+        return CpuFlash()
+
+    monkeypatch.setattr(Choices, "get", noted)
+    monkeypatch.setattr(choice_module, "SHORTCUTS", 5)
+    table, mesh, q = choices(CpuFlash()), single_rank_mesh(), torch.empty(1, 9, 4, 16)
+    partition = Partition.equal({"image": 9}, ring=1, ulysses=1)
+    for _ in range(3):
+        table.seen(q, 0.25, partition, mesh)
+    assert len(asked) == 1
+    # Whatever differs is another question.
+    table.seen(q, 0.5, partition, mesh)
+    table.seen(q.half(), 0.25, partition, mesh)
+    table.seen(q[:, :, :2], 0.25, partition, mesh)
+    table.seen(q, 0.25, Partition.equal({"image": 9}, ring=1, ulysses=1), mesh)
+    assert len(asked) == 5
+    table.seen(q, 0.25, partition, single_rank_mesh())
+    assert len(asked) == 6  # and made room
+    table.seen(q, 0.25, partition, mesh)
+    assert len(asked) == 7
 
 
 def test_a_kernel_that_turned_wrong_is_not_used_for_its_kept_time(tmp_path: Path) -> None:
