@@ -23,7 +23,9 @@ def compile_blocks(network: Any, mode: str) -> None:
     if mode == "off":
         return
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-    how: dict[str, Any] = {"fullgraph": True, "dynamic": False, "mode": "reduce-overhead" if mode == "graphs" else None}
+    # torch keeps what it learnt of shapes by source line: the second contestant of another size would get symbolic ones.
+    torch._dynamo.config.automatic_dynamic_shapes = False
+    how: dict[str, Any] = {"fullgraph": True, "mode": "reduce-overhead" if mode == "graphs" else None}
     if mode == "whole":
         network.forward = torch.compile(network.forward, **how)
         return
