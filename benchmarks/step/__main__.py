@@ -17,17 +17,14 @@ from collections.abc import Sequence
 
 import torch
 
+from ...backend.errors import BadPlan
 from ...backend.parallel.plan import Plan, choose_plan
+from ...backend.parallel.providers.from_xfuser import installed
 from ..report import Figure, argument_parser, finish
 from . import race, shard
 from .compiling import MODES
 from .links import LINKS
 from .networks import MODELS, StepModel
-
-XFUSER = (
-    "xfuser's USP did not run: it needs two GPUs and its own runtime state, and no machine with two GPUs was at hand to "
-    "build that baseline on"
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,11 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.shard:
         figures, notes = _measure_shard(options, model, modes)
     else:
-        sizes = [int(size) for size in options.ranks.split(",")]
-        raced = race.Race(model=model, device=options.device, sizes=sizes, modes=modes, rounds=options.rounds)
+        raced = race.Race(model=model, device=options.device, sizes=options.ranks, modes=modes, rounds=options.rounds)
         times, notes = race.run(raced)
         figures = race.figures_of(raced, times)
-        notes.append(XFUSER)
+        notes.append(f"xfuser's USP did not run: {_why_no_xfuser(options.device)}")
     print(f"{model.says}; {options.device}")
     code = finish(benchmark_name(model.name, options.device, kind), figures, options)
     print("\n".join(f"  {note}" for note in notes))
@@ -62,7 +58,7 @@ def _measure_shard(
     asked = shard.Shard(
         model=model,
         device=torch.device(options.device),
-        plan=choose_plan(Plan.parse(options.plan) if options.plan else None, options.shard, model.heads),
+        plan=options.plan,
         modes=modes,
         rounds=options.rounds,
         link=LINKS[options.link],
@@ -81,7 +77,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--modes", help=f"ways to compile our network, of {','.join(MODES)} (default: all that make sense)"
     )
     parser.add_argument(
-        "--ranks", help="sizes of the groups, such as 1,2,4 (default: 1 and as many as there are devices)"
+        "--ranks",
+        type=group_sizes,
+        help="sizes of the groups, such as 1,2,4 (default: 1 and as many as there are devices)",
     )
     parser.add_argument("--shard", type=int, metavar="N", help="one rank's share of a group of N, on one device")
     parser.add_argument("--plan", help="with --shard: how the group is split (default: what auto chooses)")
@@ -96,13 +94,32 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--gaps needs --shard and a GPU")
     if options.device == "cpu" and "graphs" in options.modes:
         parser.error("leave graphs out of --modes: CUDA graphs need a GPU")
-    options.ranks = options.ranks or _default_sizes(options.device)
+    if options.shard:
+        try:
+            asked = Plan.parse(options.plan) if options.plan else None
+            options.plan = choose_plan(asked, options.shard, MODELS[options.model].heads)
+        except BadPlan as error:
+            parser.error(str(error))
+    if options.ranks is None:
+        most = torch.cuda.device_count() if options.device == "cuda" else 2
+        options.ranks = sorted({1, most})
     return options
 
 
-def _default_sizes(device: str) -> str:
-    most = torch.cuda.device_count() if device == "cuda" else 2
-    return "1" if most == 1 else f"1,{most}"
+def group_sizes(text: str) -> list[int]:
+    """``1,2,4``; raises ValueError, which argparse turns into a refusal."""
+    sizes = sorted({int(size) for size in text.split(",")})
+    if sizes[0] < 1:
+        raise ValueError(text)
+    return sizes
+
+
+def _why_no_xfuser(device: str) -> str:
+    if device != "cuda":
+        return "it has no kernel for a CPU"
+    if not installed():
+        return "xfuser is not installed"
+    return "this baseline is not built yet: it needs a machine with two GPUs and xfuser's own runtime state"
 
 
 if __name__ == "__main__":

@@ -33,8 +33,8 @@ class Entry:
 
 def short(plan: Plan) -> str:
     """``ring=2,ulysses=2``: a plan without its axes of one rank."""
-    axes = [f"{name}={degree}" for name, degree in (("ring", plan.ring), ("ulysses", plan.ulysses)) if degree > 1]
-    return ",".join(axes) or "ulysses=1"
+    parts = [part for part in str(plan).split(",") if not part.endswith("=1")]
+    return ",".join(parts) or "ulysses=1"
 
 
 def entries_of(ranks: int, model: StepModel, modes: Sequence[str]) -> list[Entry]:

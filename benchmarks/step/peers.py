@@ -7,6 +7,7 @@ those of a real rank, the numbers are not. **What comes out is no picture.** Tim
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -90,4 +91,4 @@ def fake_mesh(plan: Plan, device: torch.device) -> tuple[SequenceMesh, FakePeers
         return ProcessGroup(0, len(ranks))  # type: ignore[call-arg]
 
     meshes = build_meshes(0, plan.world_size, device, peers, group_of)
-    return meshes[plan], peers
+    return replace(meshes[plan.split], plan=plan), peers

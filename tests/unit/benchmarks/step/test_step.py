@@ -56,7 +56,9 @@ def test_every_contestants_name_is_its_own() -> None:
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("plan", ["ulysses=1", "ring=2", "ulysses=8", "ring=4,ulysses=2"])
+@pytest.mark.parametrize(
+    "plan", ["ulysses=1", "ring=2", "ulysses=8", "ring=4,ulysses=2", "ring=2,schedule=allgather", "ulysses=2,codec=fp8"]
+)
 def test_a_short_plan_is_read_back_as_the_same(plan: str) -> None:
     assert short(Plan.parse(plan)) == plan
 
@@ -188,6 +190,10 @@ def test_an_unknown_mode_is_refused() -> None:
         (["--device", "cpu", "--modes", "off,graphs"], "CUDA graphs need a GPU"),
         (["--device", "cpu", "--shard", "2", "--gaps"], "needs --shard and a GPU"),
         (["--model", "sdxl"], "invalid choice"),
+        (["--ranks", "1,two"], "invalid group_sizes value"),
+        (["--ranks", "0"], "invalid group_sizes value"),
+        (["--model", "flux-512", "--shard", "8", "--plan", "ulysses=8"], "divides the model's 4 heads"),
+        (["--model", "flux-512", "--shard", "2", "--plan", "rings=2"], "Write a plan as"),
     ],
 )
 def test_options_that_cannot_be_followed_are_refused(
