@@ -51,20 +51,24 @@ class Contestant:
 
     def step_s(self, what: str) -> float:
         """The time of one step: that of the slowest process."""
+        return max(float(answer) for answer in self.ask(what))
+
+    def ask(self, what: str) -> list[str]:
+        """One line to every process; one line of each back."""
         for process in self._processes:
             if process.stdin is not None:
                 with contextlib.suppress(BrokenPipeError):  # the answer that is missing says more
                     process.stdin.write(f"{what}\n")
                     process.stdin.flush()
-        return max(self._answer(index) for index in range(len(self._processes)))
+        return [self._answer(index) for index in range(len(self._processes))]
 
-    def _answer(self, index: int) -> float:
+    def _answer(self, index: int) -> str:
         stdout = self._processes[index].stdout
         line = stdout.readline() if stdout is not None else ""
         if not line:
             tail = self._errors[index].read_text(encoding="utf-8", errors="replace")[-2000:]
             raise InternalError(f"A process of the benchmark ended early:\n{tail}")
-        return float(line)
+        return line
 
 
 @contextlib.contextmanager

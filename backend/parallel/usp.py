@@ -22,7 +22,7 @@ from torch import Tensor
 from ..errors import InternalError
 from .exchange import Exchange
 from .partition import Partition
-from .providers import choose_provider
+from .providers import provider_for
 from .schedules import attend_along_ring
 from .schedules.call import RingCall
 from .ulysses import gather_heads, scatter_heads
@@ -65,7 +65,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, streams: str = "") -> 
     held = partition.peers_held(mesh.ring.index)
     if q.shape[1] != held[mesh.ulysses.index]:
         raise InternalError(f"An attention got {q.shape[1]} tokens, but this rank holds {held[mesh.ulysses.index]}.")
-    provider = choose_provider(q.device, q.dtype, q.shape[3])
+    provider = provider_for(q, scale, partition, mesh)
     q, k, v = scatter_heads(q, k, v, held, exchange)
     call = RingCall(q=q, k=k, v=v, scale=scale, partition=partition, exchange=exchange, provider=provider)
     out = attend_along_ring(call)

@@ -1,44 +1,13 @@
-"""Local attention with its log-sum-exp: torch's own kernels, and a plain fp32 formula where no kernel takes the input.
-
-A ring needs both the output and, per query and head, ``lse = log(sum_j exp(scale * q . k_j))``, so that partial results over
-disjoint keys can be merged exactly. Layouts follow torch: ``[batch, heads, tokens, head_dim]``, any strides with a dense last dimension.
-The choice depends on device, dtype and head_dim only: it is the same on every rank.
-"""
+"""torch's own attention kernels, and a plain fp32 formula where no kernel takes the input."""
 
 from __future__ import annotations
-
-import functools
-from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from ..errors import InternalError
+from .attention import Attended
 
 aten = torch.ops.aten
-
-
-class Attended(NamedTuple):
-    """The result of one local attention."""
-
-    out: Tensor
-    """``[batch, heads, queries, head_dim]`` in the dtype of the query."""
-    lse: Tensor
-    """``[batch, heads, queries]`` float32 (float64 for float64 input)."""
-
-
-class AttentionProvider(Protocol):
-    """One implementation of softmax(scale * q k^T) v without a mask."""
-
-    name: str
-    exact: bool
-    """Whether it computes the formula up to the rounding of its dtype; quantised or sparse attention does not."""
-
-    def takes(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-        """Whether the kernel accepts such tensors."""
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Attended:
-        """Attend; there is at least one query and one key."""
 
 
 class CpuFlash:
@@ -55,6 +24,13 @@ class CpuFlash:
         return Attended(out, lse)
 
 
+def takes_16_bit(device: torch.device, dtype: torch.dtype, head_dim: int, *, most: int = 256) -> bool:
+    """What kernels of FlashAttention's kind take: Ampere or later, 16-bit numbers, head dimensions in steps of 8 up to ``most``."""
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return head_dim <= most and head_dim % 8 == 0 and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 class CudaFlash:
     """torch's FlashAttention 2 for 16-bit CUDA tensors."""
 
@@ -62,14 +38,26 @@ class CudaFlash:
     exact = True
 
     def takes(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-        if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
-            return False
-        # FlashAttention 2 needs Ampere, and head dimensions in steps of 8.
-        return head_dim <= 256 and head_dim % 8 == 0 and torch.cuda.get_device_capability(device) >= (8, 0)
+        return takes_16_bit(device, dtype, head_dim)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Attended:
         out, lse, *_ = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, False, scale=scale)
         return Attended(out, lse)
+
+
+class CudaCudnn:
+    """cuDNN's fused attention for 16-bit CUDA tensors: on Hopper and later it uses instructions that FlashAttention 2 does not."""
+
+    name = "torch-cuda-cudnn"
+    exact = True
+
+    def takes(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+        return takes_16_bit(device, dtype, head_dim, most=128)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Attended:
+        out, lse, *_ = aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, False, scale=scale)
+        # cuDNN keeps the summed dimension, as one.
+        return Attended(out, lse.reshape(q.shape[:3]))
 
 
 class CudaEfficient:
@@ -104,16 +92,3 @@ class MathFallback:
         lse = scores.logsumexp(-1)
         out = (scores - lse.unsqueeze(-1)).exp() @ v.to(precise)
         return Attended(out.to(q.dtype), lse)
-
-
-PROVIDERS: tuple[AttentionProvider, ...] = (CpuFlash(), CudaFlash(), CudaEfficient(), MathFallback())
-"""In order of preference."""
-
-
-@functools.cache
-def choose_provider(device: torch.device, dtype: torch.dtype, head_dim: int) -> AttentionProvider:
-    """The first exact provider that takes such tensors."""
-    for provider in PROVIDERS:
-        if provider.exact and provider.takes(device, dtype, head_dim):
-            return provider
-    raise InternalError(f"No exact attention takes {dtype} tensors of head_dim {head_dim} on {device.type}.")

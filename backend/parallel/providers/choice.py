@@ -1,0 +1,183 @@
+"""Which kernel a local attention runs on.
+
+On a CPU there is one, and nothing is measured. On a GPU every rank checks, once per case, which kernels it has and which are right there; rank 0
+of the sequence times those that all ranks can use (or reads the times it kept), and tells the others. A choice made by each rank alone
+could differ, and so would the numbers of one picture's parts.
+
+Collective on the first attention of a case, and a dictionary lookup afterwards. All ranks of a sequence see the same cases in the same order: they
+follow from the plan and the partition, and choices are kept by the ranks that made them together.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...errors import InternalError
+from ..mesh import SequenceMesh
+from ..partition import Partition
+from .attention import AttentionProvider
+from .cache import Times, TimesCache
+from .case import AttentionCase, case_of, draw
+from .check import fault, time_ms
+from .from_xfuser import XFUSER
+from .kernels import CpuFlash, CudaCudnn, CudaEfficient, CudaFlash, MathFallback
+
+MATH: Final = MathFallback()
+PROVIDERS: Final[tuple[AttentionProvider, ...]] = (CpuFlash(), CudaFlash(), CudaEfficient(), CudaCudnn(), *XFUSER, MATH)
+"""In order of preference where nothing is measured. The same list on every rank: a choice travels as a place in it."""
+WORTH_IT: Final = 0.97
+"""A kernel is preferred to one that stands before it when it takes at most this share of its time: noise must not decide."""
+SHORTCUTS: Final = 256
+
+log = logging.getLogger(__name__)
+
+
+@functools.cache
+def choose_provider(device: torch.device, dtype: torch.dtype, head_dim: int) -> AttentionProvider:
+    """The first exact provider that takes such tensors. Raises :class:`InternalError` when none does."""
+    for provider in PROVIDERS:
+        if provider.exact and provider.takes(device, dtype, head_dim):
+            return provider
+    raise InternalError(f"No exact attention takes {dtype} tensors of head_dim {head_dim} on {device.type}.")
+
+
+def provider_for(q_BnHD: Tensor, scale: float, partition: Partition, mesh: SequenceMesh) -> AttentionProvider:
+    """The kernel for an attention whose query this rank holds as ``[B, n, H, D]``. Collective, see above."""
+    if q_BnHD.device.type != "cuda":
+        return choose_provider(q_BnHD.device, q_BnHD.dtype, q_BnHD.shape[3])
+    return _choices(q_BnHD.device).seen(q_BnHD, scale, partition, mesh)
+
+
+def reports() -> list[str]:
+    """What was chosen, and what was switched off and why, in sentences for people; the latest last."""
+    return list(_reports)
+
+
+_reports: list[str] = []
+
+
+@functools.cache
+def _choices(device: torch.device) -> Choices:
+    return Choices(PROVIDERS, device, TimesCache.of_this_process(device))
+
+
+def fastest(usable: Sequence[str], times: Times) -> str:
+    """The name that wins. ``usable`` in order of preference; one without a time loses against one that has one."""
+    best = usable[0]
+    for name in usable[1:]:
+        if times.get(name, float("inf")) < WORTH_IT * times.get(best, float("inf")):
+            best = name
+    return best
+
+
+class _Seen(NamedTuple):
+    """A shortcut. It keeps the objects whose identities are its key."""
+
+    provider: AttentionProvider
+    partition: Partition
+    mesh: SequenceMesh
+
+
+class Choices:
+    """The choices of one process on one device."""
+
+    def __init__(self, providers: Sequence[AttentionProvider], device: torch.device, cache: TimesCache) -> None:
+        self._providers = providers
+        self._device = device
+        self._cache = cache
+        self._chosen: dict[tuple[tuple[int, ...], AttentionCase], AttentionProvider] = {}
+        self._seen: dict[tuple[int, int, torch.dtype, torch.Size, float], _Seen] = {}
+
+    def seen(self, q_BnHD: Tensor, scale: float, partition: Partition, mesh: SequenceMesh) -> AttentionProvider:
+        """The kernel of an attention, by a shortcut where the very same objects came before: to name a case takes 10 microseconds.
+
+        Only this rank's business: what a shortcut leads to was chosen by all.
+        """
+        key = id(partition), id(mesh), q_BnHD.dtype, q_BnHD.shape, scale
+        known = self._seen.get(key)
+        if known is None:
+            if len(self._seen) >= SHORTCUTS:
+                self._seen.clear()
+            known = _Seen(self.get(case_of(q_BnHD, scale, partition, mesh), mesh), partition, mesh)
+            self._seen[key] = known
+        return known.provider
+
+    def get(self, case: AttentionCase, mesh: SequenceMesh) -> AttentionProvider:
+        """The kernel of a case on this mesh: every rank of the sequence asks for the same one at the same time."""
+        key = mesh.sequence.ranks, case
+        if key not in self._chosen:
+            self._chosen[key] = self._choose(case, mesh)
+        return self._chosen[key]
+
+    def _choose(self, case: AttentionCase, mesh: SequenceMesh) -> AttentionProvider:
+        candidates = self._candidates(case)
+        tensors = draw(case, self._device) if candidates else None
+        right = [] if tensors is None else [p for p in candidates if self._is_right(p, tensors, case)]
+        mine = torch.tensor([any(p is r for r in right) for p in self._providers], device=self._device)
+        usable = [p for p, ok in zip(self._providers, _on_every_rank(mine, mesh).tolist(), strict=True) if ok]
+        if not usable:
+            _report(
+                f"attention {case.key}: no kernel is right on every rank; it runs by the formula, slowly", warn=True
+            )
+            return MATH
+        place = torch.zeros(1, dtype=torch.int64, device=self._device)
+        if mesh.sequence.index == 0 and tensors is not None:
+            place.fill_(self._place(self._winner(usable, tensors, case)))
+        if mesh.world_size > 1:
+            mesh.transport.broadcast(place, mesh.sequence.ranks[0], mesh.sequence.process_group)
+        chosen = self._providers[int(place)]
+        _report(f"attention {case.key}: {chosen.name}")
+        return chosen
+
+    def _candidates(self, case: AttentionCase) -> list[AttentionProvider]:
+        """Exact kernels that take such tensors. Not the formula, whose scores may not fit into memory: it is there when all others fail."""
+        return [
+            p for p in self._providers if p.exact and p is not MATH and p.takes(self._device, case.dtype, case.head_dim)
+        ]
+
+    def _is_right(
+        self, provider: AttentionProvider, tensors: tuple[Tensor, Tensor, Tensor], case: AttentionCase
+    ) -> bool:
+        reason = fault(provider, *tensors, case.scale, needs_lse=case.needs_lse)
+        if reason is not None:
+            _report(f"{provider.name} is off for {case.key}: {reason}", warn=True)
+        return reason is None
+
+    def _winner(
+        self, usable: Sequence[AttentionProvider], tensors: tuple[Tensor, Tensor, Tensor], case: AttentionCase
+    ) -> AttentionProvider:
+        """The fastest, by the times kept on disk and those of what was never measured. Nothing is measured where there is one."""
+        if len(usable) == 1:
+            return usable[0]
+        times = self._cache.get(case.key)
+        missing = {p.name: time_ms(p, *tensors, case.scale) for p in usable if p.name not in times}
+        if missing:
+            times |= missing
+            self._cache.put(case.key, times)
+        name = fastest([p.name for p in usable], times)
+        return next(p for p in usable if p.name == name)
+
+    def _place(self, provider: AttentionProvider) -> int:
+        return next(place for place, known in enumerate(self._providers) if known is provider)
+
+
+def _on_every_rank(mine: Tensor, mesh: SequenceMesh) -> Tensor:
+    """Bool ``[providers]``: what this and all other ranks of the sequence said. Collective."""
+    if mesh.world_size == 1:
+        return mine
+    gathered = mine.new_empty(mesh.world_size, len(mine))
+    mesh.transport.all_gather(gathered, mine, mesh.sequence.process_group)
+    return gathered.all(0)
+
+
+def _report(text: str, *, warn: bool = False) -> None:
+    log.log(logging.WARNING if warn else logging.INFO, text)
+    if text not in _reports:
+        _reports.append(text)
+        del _reports[:-32]

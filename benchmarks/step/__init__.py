@@ -1,0 +1,1 @@
+"""What does one step cost, and what would N GPUs bring?"""

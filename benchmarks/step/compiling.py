@@ -1,0 +1,40 @@
+"""How the contestants of the benchmark are compiled: here and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+
+MODES: Final = ("off", "blocks", "whole", "graphs")
+"""``graphs``: blocks, with CUDA graphs cut around the attention operator."""
+RECOMPILE_LIMIT: Final = 64
+"""Contestants of one process share torch's caches, which count code objects, not networks."""
+
+
+def compile_blocks(network: Any, mode: str) -> None:
+    """Compile the repeated blocks of a diffusers network in place, or all of it. Compiles on the first call.
+
+    Raises:
+        ValueError: no such mode.
+    """
+    if mode not in MODES:
+        raise ValueError(f"Choose a mode of {', '.join(MODES)}: {mode!r} is none of them.")
+    if mode == "off":
+        return
+    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+    # torch keeps what it learnt of shapes by source line: the second contestant of another size would get symbolic ones.
+    torch._dynamo.config.automatic_dynamic_shapes = False
+    how: dict[str, Any] = {"fullgraph": True, "mode": "reduce-overhead" if mode == "graphs" else None}
+    if mode == "whole":
+        network.forward = torch.compile(network.forward, **how)
+        return
+    for block in network.modules():
+        if type(block).__name__ in network._repeated_blocks:
+            block.forward = torch.compile(block.forward, **how)
+
+
+def begin_step(mode: str) -> None:
+    """Tell CUDA graphs that outputs of the step before are no longer needed."""
+    if mode == "graphs":
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
