@@ -65,6 +65,7 @@ class RankEnvironment:
             base |= {
                 "TORCHINDUCTOR_CACHE_DIR": self.compiled_folder,
                 "TRITON_CACHE_DIR": f"{self.compiled_folder}/triton",
+                "TUTTI_CACHE_FOLDER": self.compiled_folder,  # how fast which attention is
             }
         return base | {
             "TUTTI_TOKEN": self.token,

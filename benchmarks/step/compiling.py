@@ -1,4 +1,4 @@
-"""How the contestants of the benchmark are compiled: here and nowhere else."""
+"""How the contestants that are not ours are compiled; ours are by :mod:`...backend.parallel.compile`, as in a rank."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ def compile_blocks(network: Any, mode: str) -> None:
         raise ValueError(f"Choose a mode of {', '.join(MODES)}: {mode!r} is none of them.")
     if mode == "off":
         return
-    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-    # torch keeps what it learnt of shapes by source line: the second contestant of another size would get symbolic ones.
-    torch._dynamo.config.automatic_dynamic_shapes = False
+    keep_shapes_static()
     how: dict[str, Any] = {"fullgraph": True, "mode": "reduce-overhead" if mode == "graphs" else None}
     if mode == "whole":
         network.forward = torch.compile(network.forward, **how)
@@ -32,6 +30,12 @@ def compile_blocks(network: Any, mode: str) -> None:
     for block in network.modules():
         if type(block).__name__ in network._repeated_blocks:
             block.forward = torch.compile(block.forward, **how)
+
+
+def keep_shapes_static() -> None:
+    """torch keeps what it learnt of shapes by source line: the second contestant of another size would get symbolic ones."""
+    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+    torch._dynamo.config.automatic_dynamic_shapes = False
 
 
 def begin_step(mode: str) -> None:

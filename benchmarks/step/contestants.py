@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ...backend.models.family import ModelCall, TransformerAdapter
+from ...backend.parallel.compile import Compiler
 from ...backend.parallel.group import WorkerGroup
 from ...backend.parallel.mesh import SequenceMesh
 from ...backend.parallel.seam import diffusers_backend
-from .compiling import begin_step, compile_blocks
+from .compiling import begin_step, compile_blocks, keep_shapes_static
 from .networks import StepModel
 
 Step = Callable[[], Tensor]
@@ -22,11 +23,10 @@ Step = Callable[[], Tensor]
 def our_step(model: StepModel, network: Any, call: ModelCall, mesh: SequenceMesh, mode: str) -> Step:
     """Our seam on this mesh; timed with packing and unpacking."""
     adapter = TransformerAdapter(model.family, network, model.geometry, model.dtype, mesh.device)
-    adapter.bind(mesh)
-    compile_blocks(network, mode)
+    keep_shapes_static()
+    adapter.bind(mesh, Compiler(mode, mesh.device))
 
     def step() -> Tensor:
-        begin_step(mode)
         return adapter.velocity(call.x, call.timestep, call.conditioning, call.options)
 
     return step

@@ -62,6 +62,7 @@ def test_compiled_code_goes_where_the_daemon_says_and_is_made_by_as_many_process
     found = environment(compile="blocks", compiled_folder="/state/compiled").variables({})
     assert found["TUTTI_COMPILE"] == "blocks"
     assert found["TORCHINDUCTOR_CACHE_DIR"] == "/state/compiled"
+    assert found["TUTTI_CACHE_FOLDER"] == "/state/compiled"
     assert found["TRITON_CACHE_DIR"] == "/state/compiled/triton"
     assert found["TORCHINDUCTOR_COMPILE_THREADS"] == str(min(8, max(1, available_cores() // 2)))
     assert "TORCHINDUCTOR_CACHE_DIR" not in environment().variables({}), "torch keeps it where it likes"
