@@ -10,7 +10,6 @@ further lengths use that graph (docs/performance.md has what was measured agains
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
 from collections import OrderedDict
@@ -19,15 +18,24 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .compile_modes import AUTO, BLOCKS, GRAPHS, OFF, WHOLE
+from .regions import Region, repeated_blocks, shapes
 
 GRAPHS_PER_REGION = 64
 """How many graphs the blocks of one class may have in a process, over all models, dtypes and shapes; torch's own limit of 8 is
 for programs that run one model."""
 SHAPES_KNOWN = 256
 """How many shapes are remembered as seen by an earlier job."""
+
+_REASONS = {
+    "InvalidCxxCompiler": "no C++ compiler is installed",
+    "TritonMissing": "triton is not installed",
+    "GPUTooOldForTriton": "the GPU is too old for triton",
+    "FailOnRecompileLimitHit": f"it took more than {GRAPHS_PER_REGION} graphs",
+}
+"""Name of an exception -> what is wrong, where the name does not say it."""
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +109,7 @@ class Compiler:
         regions = [network] if self.mode == WHOLE else repeated_blocks(network, attentions)
         self.kinds = len({type(region) for region in regions})
         for region in regions:
-            region.forward = _Region(self, region)
+            region.forward = Region(self, region)
 
         def remove() -> None:
             for region in regions:
@@ -126,12 +134,12 @@ class Compiler:
         if region in self.failures:
             return False
         if self._compiles_this_call is None:
-            self._compiles_this_call = self.asked != AUTO or self._is_repeated((region, *_shapes(arguments, named)))
+            self._compiles_this_call = self.asked != AUTO or self._is_repeated((region, *shapes(arguments, named)))
         return self._compiles_this_call
 
     def give_up(self, region: str, error: Exception) -> None:
         """This kind of region runs eager from now on."""
-        self.failures[region] = _first_line(error)
+        self.failures[region] = _reason(error)
         log.warning("%s cannot be compiled and runs eager: %s", region, error)
 
     def _is_repeated(self, shape: Hashable) -> bool:
@@ -150,37 +158,6 @@ class Compiler:
         self.seconds += time.monotonic() - self._began_s
 
 
-class _Region:
-    """What stands in for a module's ``forward``."""
-
-    def __init__(self, compiler: Compiler, module: nn.Module) -> None:
-        self._compiler = compiler
-        self._name = type(module).__name__
-        self._eager = module.forward
-        self._compiled = functools.partial(compiler.compiled(type(module).forward), module)
-        functools.update_wrapper(self, module.forward)
-
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        if self._compiler.wants(self._name, arguments, named):
-            try:
-                return self._compiled(*map(_plain, arguments), **{name: _plain(value) for name, value in named.items()})
-            except _compilation_errors() as error:
-                # Nothing of the region has run yet: a full graph is compiled whole before it starts.
-                self._compiler.give_up(self._name, error)
-        return self._eager(*arguments, **named)
-
-
-def repeated_blocks(network: nn.Module, attentions: Sequence[str]) -> list[nn.Module]:
-    """The blocks that hold attentions of these names: of ``layers.3.attention`` it is ``layers.3``, the first module of a numbered row."""
-    paths: dict[str, None] = {}
-    for name in attentions:
-        parts = name.split(".")
-        end = next((i + 1 for i, part in enumerate(parts) if part.isdecimal()), None)
-        if end is not None:
-            paths[".".join(parts[:end])] = None
-    return [network.get_submodule(path) for path in paths]
-
-
 def _mode_on(mode: str, device: torch.device) -> str:
     if mode == AUTO:
         return BLOCKS if device.type == "cuda" else OFF
@@ -197,34 +174,7 @@ def _watch_compilations(compiler: Compiler) -> None:
     on_compile_end(compiler._compilation_ends)
 
 
-@functools.cache
-def _compilation_errors() -> tuple[type[Exception], ...]:
-    """What a compilation can fail with. Errors of a region that runs are not among them."""
-    from torch._dynamo.exc import TorchDynamoException
-
-    return (TorchDynamoException,)
-
-
-def _shapes(arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Hashable, ...]:
-    everything = (*arguments, *(named[name] for name in sorted(named)))
-    return tuple((tuple(value.shape), value.dtype) for value in everything if isinstance(value, Tensor))
-
-
-def _plain(value: Any) -> Any:
-    """A tensor, or a tuple of them, without what else a graph would be compiled for: odd strides, and the tensor that it is a view of.
-
-    A block that gets a slice of the last one's output would compile once more. Where only a batch of one has an odd stride nothing is copied.
-    """
-    if isinstance(value, tuple):
-        return tuple(map(_plain, value))
-    if not isinstance(value, Tensor):
-        return value
-    value = value.contiguous()
-    strides = torch.empty(value.shape, device="meta").stride()
-    return (value if value.stride() == strides else value.as_strided(value.shape, strides)).detach()
-
-
-def _first_line(error: Exception) -> str:
-    cause = getattr(error, "inner_exception", error)
-    text = str(cause).strip().splitlines()
-    return f"{type(cause).__name__}: {text[0] if text else ''}"[:120]
+def _reason(error: Exception) -> str:
+    """Why, for whoever asks the daemon: no message, which may name paths of this machine; that is in the rank's log."""
+    kind = type(getattr(error, "inner_exception", error)).__name__
+    return _REASONS.get(kind, f"{kind}, see the rank's log")

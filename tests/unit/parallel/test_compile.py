@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor, nn
-from tutti.backend.parallel.compile import Compiler, _plain, repeated_blocks
+from tutti.backend.parallel.compile import Compiler
 from tutti.backend.parallel.compile_modes import AUTO, BLOCKS, COMPILE_MODES, GRAPHS, OFF
 from tutti.backend.parallel.exchange import Exchange, RawCodec
 from tutti.backend.parallel.partition import Partition
+from tutti.backend.parallel.regions import plain, repeated_blocks
 from tutti.backend.parallel.usp import CallContext, running_call, usp_operator
 
 from tests.support.meshes import single_rank_mesh
@@ -153,13 +154,29 @@ def test_a_call_whose_answer_nobody_uses_stays_in_a_compiled_graph(compilers: li
 def test_strides_and_bases_of_slices_do_not_reach_the_compiler() -> None:
     whole = torch.randn(1, 10, 8)
     slice_ = whole[:, 3:]
-    plain = _plain(slice_)
-    assert (slice_._base is not None, plain._base) == (True, None)
-    assert plain.stride() == (56, 8, 1)
-    assert plain.data_ptr() == slice_.data_ptr(), "nothing was copied"
-    batch = _plain(torch.randn(2, 10, 8)[:, 3:])
+    dense = plain(slice_)
+    assert (slice_._base is not None, dense._base) == (True, None)
+    assert dense.stride() == (56, 8, 1)
+    assert dense.data_ptr() == slice_.data_ptr(), "nothing was copied"
+    batch = plain(torch.randn(2, 10, 8)[:, 3:])
     assert (batch.stride(), batch._base) == ((56, 8, 1), None)
-    assert _plain((slice_, None, 3))[1:] == (None, 3)
+    assert plain((slice_, None, 3))[1:] == (None, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_region_that_takes_too_many_graphs_runs_eager_and_says_so(
+    compilers: list[Compiler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, compiler = Net(), Compiler(BLOCKS, CPU)
+    monkeypatch.setattr("torch._dynamo.config.recompile_limit", 1)
+    compiler.install(net, JOINT)
+    run(compiler, net, 5, "a")
+    assert compiler.failures == {}
+    out = run(compiler, net, 7, "b")
+    assert compiler.failures == {"Block": "it took more than 64 graphs"}
+    assert compiler.note == "not compiled: Block: it took more than 64 graphs"
+    assert out.shape == (1, 7, 8)
 
 
 def test_cuda_graphs_without_cuda_are_blocks(compilers: list[Compiler]) -> None:

@@ -1,0 +1,82 @@
+"""What is compiled: a module whose ``forward`` asks, at every call, whether it runs compiled, and what it hides from the compiler."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Decides(Protocol):
+    """Who a region asks: :class:`.compile.Compiler`."""
+
+    def compiled(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """The compiled form of a class's ``forward``."""
+
+    def wants(self, region: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
+        """Whether a region of this name runs compiled now."""
+
+    def give_up(self, region: str, error: Exception) -> None:
+        """Compiling it failed."""
+
+
+class Region:
+    """What stands in for a module's ``forward``."""
+
+    def __init__(self, compiler: Decides, module: nn.Module) -> None:
+        self._compiler = compiler
+        self._name = type(module).__name__
+        self._eager = module.forward
+        self._compiled = functools.partial(compiler.compiled(type(module).forward), module)
+        functools.update_wrapper(self, module.forward)
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        if self._compiler.wants(self._name, arguments, named):
+            try:
+                return self._compiled(*map(plain, arguments), **{name: plain(value) for name, value in named.items()})
+            except _compilation_errors() as error:
+                # Nothing of the region has run yet: a full graph is compiled whole before it starts.
+                self._compiler.give_up(self._name, error)
+        return self._eager(*arguments, **named)
+
+
+def repeated_blocks(network: nn.Module, attentions: Sequence[str]) -> list[nn.Module]:
+    """The blocks that hold attentions of these names: of ``layers.3.attention`` it is ``layers.3``, the first module of a numbered row."""
+    paths: dict[str, None] = {}
+    for name in attentions:
+        parts = name.split(".")
+        end = next((i + 1 for i, part in enumerate(parts) if part.isdecimal()), None)
+        if end is not None:
+            paths[".".join(parts[:end])] = None
+    return [network.get_submodule(path) for path in paths]
+
+
+def shapes(arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Hashable, ...]:
+    """What a graph is compiled for, as far as it changes from job to job."""
+    everything = (*arguments, *(named[name] for name in sorted(named)))
+    return tuple((tuple(value.shape), value.dtype) for value in everything if isinstance(value, Tensor))
+
+
+def plain(value: Any) -> Any:
+    """A tensor, or a tuple of them, without what else a graph would be compiled for: odd strides, and the tensor that it is a view of.
+
+    A block that gets a slice of the last one's output would compile once more. Where only a batch of one has an odd stride nothing is copied.
+    """
+    if isinstance(value, tuple):
+        return tuple(map(plain, value))
+    if not isinstance(value, Tensor):
+        return value
+    value = value.contiguous()
+    strides = torch.empty(value.shape, device="meta").stride()
+    return (value if value.stride() == strides else value.as_strided(value.shape, strides)).detach()
+
+
+@functools.cache
+def _compilation_errors() -> tuple[type[Exception], ...]:
+    """What a compilation can fail with. Errors of a region that runs are not among them."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+    return TorchDynamoException, FailOnRecompileLimitHit
