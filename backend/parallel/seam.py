@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InternalError
-from .exchange import Codec, Exchange, RawCodec
+from .codecs import codec_of
+from .exchange import Exchange, HeadCodec
 from .hooks import Gather, Sharder, Split, SplitOutput
 from .mesh import SequenceMesh
 from .partition import Partition
@@ -78,7 +79,7 @@ class Binding:
     def __init__(
         self,
         mesh: SequenceMesh,
-        codec: Codec,
+        codec: HeadCodec,
         sharder: Sharder,
         layers: list[SeamLayer],
         undo: list[Callable[[], None]],
@@ -131,13 +132,13 @@ def bind(
     gather: Gather,
     is_joint_attention: Callable[[str], bool],
     streams_of: Callable[[str], Sequence[str]] = lambda name: (),
-    codec: Codec | None = None,
 ) -> Binding:
     """Install the seam on ``network``.
 
     ``splits`` and ``gather`` say which tensors are cut and which output is put together again; ``is_joint_attention`` selects, by module
-    name, the attentions that see the tokens of all ranks, and ``streams_of`` says of which streams (empty: of all). Raises
-    :class:`InternalError` when a selected attention has no seam.
+    name, the attentions that see the tokens of all ranks, and ``streams_of`` says of which streams (empty: of all). What the
+    all-to-all carries is the plan's codec. Raises :class:`InternalError` when a selected attention has no seam, and :class:`BadPlan` when this
+    device has no such codec.
     """
     selected = [
         (name, module.processor)
@@ -156,7 +157,7 @@ def bind(
     undo = [_install(processor, layer) for (_, processor), layer in zip(selected, layers, strict=True)]
     sharder = Sharder(mesh, splits, gather)
     undo.append(sharder.install(network))
-    return Binding(mesh, codec or RawCodec(), sharder, layers, undo)
+    return Binding(mesh, codec_of(mesh.plan, mesh.device), sharder, layers, undo)
 
 
 def _install(processor: Any, layer: SeamLayer) -> Callable[[], None]:
