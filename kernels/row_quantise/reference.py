@@ -60,9 +60,9 @@ def unpack_quantised(
         out = packed_PnR.new_empty(batch, n, parts * h, head_dim, dtype=dtype)
         # contiguous(): a view as wider numbers needs aligned rows, and an odd head_dim has none.
         if form == RAW:
-            rows = section.contiguous().view(dtype)
+            rows = section.clone(memory_format=torch.contiguous_format).view(dtype)
         else:
-            scale = section[..., head_dim:].contiguous().view(torch.float32)
+            scale = section[..., head_dim:].clone(memory_format=torch.contiguous_format).view(torch.float32)
             rows = dequantise(section[..., :head_dim].view(PAYLOAD[form]), scale)
         out.view(batch, n, parts, h, head_dim).permute(2, 1, 0, 3, 4).copy_(rows)
         tensors.append(out)
