@@ -81,7 +81,8 @@ def test_a_row_with_one_bad_number_is_nan_as_a_whole_and_no_other_row_is(form: s
 def test_the_smallest_and_greatest_rows_come_back_finite(form: str, size: float) -> None:
     x = torch.tensor([size, -size / 2, 0.0]).view(1, 1, 1, 3)
     (back,) = there_and_back([x], (form,), 1)
-    assert (back - x).abs().max() <= max(STEP[form] * size, 2.0**-100)
+    # 1e-6: the float32 roundings of the scale and of the product.
+    assert (back - x).abs().max() <= max((STEP[form] + 1e-6) * size, 2.0**-100)
 
 
 @pytest.mark.parametrize(
