@@ -11,6 +11,7 @@ from pathlib import Path
 from ... import __version__
 from ..broker.memory import keep_small
 from ..supervisor.logs import last_lines
+from ..wire.plans import shown_plan
 from . import listening, state_directory
 from .daemon import Daemon
 from .main import CommandError
@@ -100,7 +101,7 @@ def _introduce(settings: ServeSettings, daemon: Daemon) -> None:
     count = len(daemon.catalog.list_models())
     print(f"Tutti {__version__}")
     print(f"  listens on  {where} ({whom})")
-    print(f"  group       {settings.ranks} rank(s) on {settings.device}{transport}, plan {settings.plan}")
+    print(f"  group       {settings.ranks} rank(s) on {settings.device}{transport}, plan {shown_plan(settings.plan)}")
     print(f"  models      {count} checkpoint(s) in {len(folders)} folder(s)")
     for folder in folders:
         print(f"                {folder}{' (ships with Tutti)' if folder == daemon.catalog.shipped else ''}")

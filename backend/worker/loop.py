@@ -14,6 +14,7 @@ from ..parallel.group import WorkerGroup
 from ..parallel.mesh import SequenceMesh
 from ..wire.codec import Received
 from ..wire.messages import Abort, Cancel, Evaluate, Go, Prepare, Repeat, Sample
+from ..wire.plans import shown_plan
 from ..wire.tensors import WireTensor
 from .control import Action, CallGate, OutOfStep
 from .evaluate import Trajectories, keep_uploads, run_evaluate
@@ -198,7 +199,7 @@ class RankLoop:
         mesh: SequenceMesh,
     ) -> None:
         steps = tensors["sigmas"].shape[0] - 1
-        what_runs = f"{prepared.plan} on {self._group.world_size} rank{'s' if self._group.world_size > 1 else ''}"
+        what_runs = f"{shown_plan(str(prepared.plan))} on {self._group.world_size} rank{'s' if self._group.world_size > 1 else ''}"
         previews, clock = Previews(report.preview), StepClock()
         shows_previews = sample.previews and self._group.rank == 0
 
