@@ -3,7 +3,7 @@
 A head row ``x`` (one token, one head, ``D`` numbers) becomes ``D`` bytes and one float32, little endian, right after them::
 
     scale = max(max|x|, 2**-100) / limit        limit: 448 for fp8 (e4m3), 127 for int8
-    payload = round(x / scale)                  to the nearest of the format, ties to even; int8 in two's complement
+    payload = round(x * (1 / scale))            to the nearest of the format, ties to even; int8 in two's complement
     decoded = payload * scale                   in float32, then rounded to the dtype of the tensor
 
 Example: the row (0, 1, -2) in int8 has ``scale = 2 / 127`` and the payload (0, 64, -127): 1 / scale = 63.5 goes to the even 64. It decodes to
@@ -75,13 +75,20 @@ def quantise(x: Tensor, form: str) -> tuple[Tensor, Tensor]:
     greatest = precise.abs().amax(-1, keepdim=True)
     is_good = greatest.isfinite()
     scale = torch.where(is_good, greatest.clamp_min(LEAST_MAXIMUM) / LIMITS[form], torch.nan)
-    values = torch.where(is_good, precise / scale, 0.0)
+    # NaN in every place of a bad row: neither format's cast defines what becomes of it.
+    values = (precise * scale.reciprocal()).nan_to_num_(nan=0.0)
     return (values.round_() if form == "int8" else values).to(PAYLOAD[form]), scale
 
 
 def dequantise(payload: Tensor, scale: Tensor) -> Tensor:
     """``[..., D]`` float32."""
-    return payload.float() * scale
+    if payload.dtype == torch.float8_e4m3fn and payload.device.type == "cpu":
+        # torch converts these one by one there: a table of all 256 is four times faster, and the same numbers.
+        table = torch.arange(256, dtype=torch.uint8).view(payload.dtype).float()
+        numbers = table.index_select(0, payload.view(torch.uint8).flatten().int()).view(payload.shape)
+    else:
+        numbers = payload.float()
+    return numbers.mul_(scale)
 
 
 def _sections(packed_PnR: Tensor, forms: Sequence[str], batch: int, head_dim: int, dtype: torch.dtype) -> list[Tensor]:

@@ -40,7 +40,7 @@ def encode_rows(
     limit = _FP8_LIMIT if FP8 else _INT8_LIMIT
     greatest = tl.max(magnitude, axis=1)
     scale = tl.where(greatest > _LEAST, greatest, _LEAST) / limit
-    scaled = tl.where(is_bad[:, None], 0.0, value / scale[:, None])
+    scaled = tl.where(is_bad[:, None], 0.0, value * (1.0 / scale)[:, None])
     if FP8:
         payload = scaled.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
     else:
