@@ -152,12 +152,13 @@ def bind(
             raise InternalError(
                 f"{name} has a {type(processor).__name__}, which lets no backend in. The model is refused."
             )
+    codec = codec_of(mesh.plan, mesh.device)  # first: it may refuse, and nothing is installed yet
     token = torch.zeros(1, device=mesh.device)
     layers = [SeamLayer(name, token, streams_of(name)) for name, _ in selected]
     undo = [_install(processor, layer) for (_, processor), layer in zip(selected, layers, strict=True)]
     sharder = Sharder(mesh, splits, gather)
     undo.append(sharder.install(network))
-    return Binding(mesh, codec_of(mesh.plan, mesh.device), sharder, layers, undo)
+    return Binding(mesh, codec, sharder, layers, undo)
 
 
 def _install(processor: Any, layer: SeamLayer) -> Callable[[], None]:
