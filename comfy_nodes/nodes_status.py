@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
 
+from ..backend.wire.plans import shown_plan
 from . import compat, host
 from .nodes_loader import CATEGORY
 
@@ -57,7 +58,7 @@ def describe(status: Status) -> str:
         f"Tutti {status.version}: {status.state}{f' ({status.reason})' if status.reason else ''}, up {_duration(status.uptime_s)}"
     ]
     lines.append(
-        f"plan {status.plan}, transport {status.transport}, device {status.device}, restarts {status.restarts}"
+        f"plan {shown_plan(status.plan)}, transport {status.transport}, device {status.device}, restarts {status.restarts}"
     )
     lines += [
         f"rank {rank.rank}: {rank.device}, {rank.memory_bytes / 2**20:.0f} MiB, pid {rank.pid}" for rank in status.ranks

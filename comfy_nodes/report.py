@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..backend.wire.messages import Progress, Result
+from ..backend.wire.plans import shown_plan
 
 
 def queued(ahead: int) -> str:
@@ -31,7 +32,9 @@ def step_by_step(reason: str, notes: Sequence[str]) -> str:
 
 def finished(result: Result, steps: int, notes: Sequence[str]) -> str:
     """After a whole loop."""
-    return _lines(f"Tutti: whole loop in the daemon, {result.plan}, {steps} steps at {result.step_ms:.0f} ms", notes)
+    return _lines(
+        f"Tutti: whole loop in the daemon, {shown_plan(result.plan)}, {steps} steps at {result.step_ms:.0f} ms", notes
+    )
 
 
 def _lines(first: str, notes: Sequence[str]) -> str:

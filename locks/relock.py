@@ -2,7 +2,8 @@
 
 Needs the network and Python >= 3.11 (it reads TOML). Resolution is done by uv, in a throw-away environment, for every platform and Python
 at once. torch and what only torch asks for (triton, the CUDA libraries) stay out of the hashed part: which build is right depends on the
-machine (CPU, CUDA version, a vendor's own wheel), and torch's own metadata pins its libraries exactly.
+machine (CPU, CUDA version, a vendor's own wheel), and torch's own metadata pins its libraries exactly. The development tools have triton
+hashed, in the version that torch pins: the kernels' tests need it where torch brings none.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ PYTHON = "3.11"
 TORCH = ["torch==2.13.0"]
 COMFYUI_TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
 OF_TORCH = re.compile(r"^(torch|torchvision|torchaudio|triton|nvidia-.*|cuda-.*)$")
+OF_KERNELS = ("triton",)
+"""What a CPU build of torch does not bring, and the kernels' tests ask for."""
 BUILD_TOOLS = ["setuptools>=77.0.3,<82", "wheel"]
 """torch 2.11 (which may be reused) wants setuptools below 82, torch 2.13 at least 77.0.3."""
 
@@ -85,9 +88,9 @@ class Resolver:
         return blocks
 
 
-def write(name: str, purpose: str, blocks: dict[str, str], torch: list[str]) -> None:
-    """One lock file: the hashed blocks, then torch."""
-    kept = [text for package, text in blocks.items() if not OF_TORCH.match(package)]
+def write(name: str, purpose: str, blocks: dict[str, str], torch: list[str], *, keep: tuple[str, ...] = ()) -> None:
+    """One lock file: the hashed blocks, then torch. ``keep``: what is hashed although torch may bring it."""
+    kept = [text for package, text in blocks.items() if package in keep or not OF_TORCH.match(package)]
     header = HEADER.format(purpose=purpose, python=PYTHON, torch=TORCH_NOTE if torch else "")
     body = "".join(kept) + "".join(line + "\n" for line in torch)
     (HERE / name).write_text(header + body, encoding="utf-8")
@@ -108,8 +111,9 @@ def main() -> None:
         write("backend-cpu.txt", "The back end on every machine.", base, TORCH)
         extra = {name: text for name, text in resolver.resolve(backend + cuda, bounds).items() if name not in base}
         write("backend-cuda.txt", "What an NVIDIA machine gets on top of backend-cpu.txt.", extra, [])
-        extra = {name: text for name, text in resolver.resolve(backend + dev, bounds).items() if name not in base}
-        write("dev.txt", "Development tools, on top of backend-cpu.txt.", extra, [])
+        tools = resolver.resolve(backend + dev, bounds)
+        extra = {name: text for name, text in tools.items() if name not in base or name in OF_KERNELS}
+        write("dev.txt", "Development tools, on top of backend-cpu.txt.", extra, [], keep=OF_KERNELS)
         for version, pins in COMFYUI_PINS.items():
             requirements = COMFYUI + pins + project["dependencies"] + BUILD_TOOLS + COMFYUI_TORCH
             purpose = (

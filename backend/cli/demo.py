@@ -9,7 +9,7 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
     from ..assets.advice import GUIDANCE
-    from ..demo.options import SEED, SIZE, STEPS
+    from ..demo.options import CODECS, SEED, SIZE, STEPS
 
     least, usual, most = GUIDANCE
     parser.add_argument(
@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--plan", default="auto", metavar="PLAN", help="how a model call is split: auto, or such as ulysses=2,ring=1 (default: auto)"
     )  # fmt: skip
     parser.add_argument(
-        "--codec", default="off", metavar="NAME", help="how the ranks' exchange is compressed: off is what there is (default: off)"
+        "--codec", default="off", metavar="NAME",
+        help=f"what the ranks' all-to-all is compressed with, approximately: {', '.join(CODECS)} (default: off, which is exact)",
     )  # fmt: skip
     parser.add_argument(
         "--size",

@@ -22,6 +22,7 @@ from ..planning.findings import Finding, good, note, problem
 from ..planning.installation import check_packages, check_torch, check_zmq
 from ..planning.machine import check_cores, check_loopback, check_shared_memory, check_state_dir
 from ..wire.connection import FOLDERS_FILE
+from ..wire.plans import shown_plan
 from . import state_directory
 from .client import connected, locate
 
@@ -128,4 +129,4 @@ def _check_daemon(state_dir: Path) -> Finding:
             f"its worker group failed: {status.reason}",
             "Look at the logs in the state folder, then start it again.",
         )
-    return good("daemon", f"{status.state}, {len(status.ranks)} rank(s), plan {status.plan}")
+    return good("daemon", f"{status.state}, {len(status.ranks)} rank(s), plan {shown_plan(status.plan)}")

@@ -12,6 +12,7 @@ from ... import __version__
 from ..broker.memory import keep_small
 from ..parallel.compile_modes import COMPILE_MODES
 from ..supervisor.logs import last_lines
+from ..wire.plans import shown_plan
 from . import listening, state_directory
 from .daemon import Daemon
 from .main import CommandError
@@ -109,7 +110,7 @@ def _introduce(settings: ServeSettings, daemon: Daemon) -> None:
     print(f"Tutti {__version__}")
     print(f"  listens on  {where} ({whom})")
     print(
-        f"  group       {settings.ranks} rank(s) on {settings.device}{transport}, plan {settings.plan}, compile {settings.compile}"
+        f"  group       {settings.ranks} rank(s) on {settings.device}{transport}, plan {shown_plan(settings.plan)}, compile {settings.compile}"
     )
     print(f"  models      {count} checkpoint(s) in {len(folders)} folder(s)")
     for folder in folders:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from ..errors import DaemonUnreachable
 from ..wire.connection import Connection
 from ..wire.messages import JobStatus, Status
+from ..wire.plans import shown_plan
 from . import state_directory
 from .client import connected, locate
 
@@ -51,7 +52,7 @@ def as_text(status: Status, connection: Connection) -> str:
     lines = [
         f"{status.state}{': ' + status.reason if status.reason else ''}",
         f"  daemon     {status.version} at {connection.endpoint} ({place}), up {duration(status.uptime_s)}",
-        f"  group      {len(status.ranks)} rank(s) on {status.device}, plan {status.plan}"
+        f"  group      {len(status.ranks)} rank(s) on {status.device}, plan {shown_plan(status.plan)}"
         + (f", {status.transport}" if status.transport else "")
         + (f", restarted {status.restarts} times" if status.restarts else ""),
         f"  compile    {status.compile or '-'}",

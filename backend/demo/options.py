@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from ..assets.advice import GUIDANCE, size_warning
 from ..errors import BadPlan, BadRequest
+from ..parallel import plan as plans
 from ..parallel.plan import Plan, choose_plan
 
 PROMPTS: Final = (
@@ -27,8 +28,8 @@ PROMPTS: Final = (
     "a red star at the top left and a green circle and a blue square at the bottom right on a white background",
 )
 """What is drawn when nothing is asked for."""
-CODECS: Final = ("off",)
-"""What can compress the ranks' exchange in this release."""
+CODECS: Final = ("off", *plans.CODECS[1:])
+"""What can compress the ranks' exchange: all but ``off`` are approximate."""
 FILE_NAME: Final = "demo.png"
 HEADS: Final = 2
 """Of the demo model: what a ulysses degree must divide."""
@@ -56,6 +57,7 @@ class DemoOptions:
     plan: str = "auto"
     """``ulysses=2,ring=1``; ``auto`` lets the daemon choose."""
     codec: str = "off"
+    """What the plan's all-to-all carries; one of :data:`CODECS`."""
     ranks: int | None = None
     """Ranks to start; None means as many as the plan has, else every GPU, or two CPU ranks."""
     steps: int = STEPS
@@ -67,7 +69,7 @@ class DemoOptions:
 
     def __post_init__(self) -> None:
         if self.codec not in CODECS:
-            raise BadRequest(f"Set --codec to {' or '.join(CODECS)}: this release has no codec {self.codec[:40]!r}.")
+            raise BadRequest(f"Set --codec to {' or '.join(CODECS)}: there is no codec {self.codec[:40]!r}.")
         if self.ranks is not None and not 1 <= self.ranks <= MOST_RANKS:
             raise BadRequest(f"Set --ranks to 1 to {MOST_RANKS}: got {self.ranks}.")
         if not 1 <= self.steps <= MOST_STEPS:
@@ -81,7 +83,9 @@ class DemoOptions:
             raise BadRequest(f"Set --guidance to {least:g} to {most:g}, what the demo model was taught: got {self.guidance:g}.")  # fmt: skip
         if self.out.suffix.lower() in _OTHER_PICTURES:
             raise BadRequest(f"Give --out a folder or a file that ends in .png: {self.out.name} is neither.")
-        _ = self.width_and_height, self.chosen_plan
+        _ = self.width_and_height
+        if (chosen := self.chosen_plan) or self.ranks:
+            self.plan_on(self.ranks or (chosen.world_size if chosen else 1))
 
     @property
     def width_and_height(self) -> tuple[int, int]:
@@ -103,6 +107,20 @@ class DemoOptions:
         if plan.world_size > MOST_RANKS:
             raise BadPlan(f"Choose a plan of at most {MOST_RANKS} ranks: {plan} needs {plan.world_size}.")
         return choose_plan(plan, self.ranks or plan.world_size, HEADS)
+
+    def plan_on(self, ranks: int) -> Plan | None:
+        """What is asked of a daemon of so many ranks, codec included. None: the daemon chooses, and chooses what is exact.
+
+        Raises:
+            BadRequest: the plan names another codec.
+            BadPlan: so few ranks have no all-to-all to compress.
+        """
+        chosen = self.chosen_plan
+        if self.codec == CODECS[0]:
+            return chosen
+        if chosen and chosen.codec not in (plans.CODECS[0], self.codec):
+            raise BadRequest(f"Name one codec: --plan has {chosen.codec}, --codec {self.codec}.")
+        return replace(chosen or choose_plan(None, ranks, HEADS), codec=self.codec)
 
     def warnings(self) -> list[str]:
         """What can be drawn, but was not taught."""

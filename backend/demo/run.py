@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +17,7 @@ from ..assets.files import AUTOENCODER, TRANSFORMER, shipped_file
 from ..assets.prompt import Prompt
 from ..client import Client
 from ..errors import BadRequest, InternalError, RemoteProtocolError
+from ..parallel.plan import CODECS, Plan
 from ..wire.codec import Received
 from ..wire.messages import Progress, Result
 from ..worker.tensors import to_torch
@@ -61,12 +62,13 @@ def run_demo(options: DemoOptions) -> int:
     device, ranks = _devices(options)
     who = f"{ranks} {'GPU' if device == 'cuda' else 'CPU'} rank{'s' if ranks > 1 else ''}"
     terminal.line(f"Tutti demo: {_count(len(prompts), 'picture')} on {who}")
+    plan = options.plan_on(ranks)
     _warn(terminal, options, prompts)
     with terminal.stage("check and load the files of the demo model"):
         shipped_file(TRANSFORMER)
         autoencoder = load_autoencoder(shipped_file(AUTOENCODER))
     with running_daemon(device, ranks, terminal) as client:
-        drawn = _draw(client, options, prompts, terminal)
+        drawn = _draw(client, options, plan, prompts, terminal)
     with terminal.stage(f"write {path.name}"):
         starts = range(0, len(drawn.latents), DECODED_AT_ONCE)
         pictures = [decode(autoencoder, drawn.latents[start : start + DECODED_AT_ONCE]) for start in starts]
@@ -104,7 +106,9 @@ def _warn(terminal: Terminal, options: DemoOptions, prompts: Sequence[Prompt]) -
             terminal.line(f"  ! In '{text}': {warning}")
 
 
-def _draw(client: Client, options: DemoOptions, prompts: Sequence[Prompt], terminal: Terminal) -> Drawn:
+def _draw(
+    client: Client, options: DemoOptions, plan: Plan | None, prompts: Sequence[Prompt], terminal: Terminal
+) -> Drawn:
     width, height = options.width_and_height
     jobs = [prompts[start : start + AT_ONCE] for start in range(0, len(prompts), AT_ONCE)]
     latents: list[Tensor] = []
@@ -119,7 +123,7 @@ def _draw(client: Client, options: DemoOptions, prompts: Sequence[Prompt], termi
                 steps=options.steps,
                 guidance=options.guidance,
                 first_seed=options.seed + number * AT_ONCE,
-                plan="" if options.chosen_plan is None else str(options.chosen_plan),
+                plan="" if plan is None else str(plan),
                 client_id=client.client_id,
             )
             received = client.sample(sample, tensors, _bar(terminal, number * options.steps, len(jobs) * options.steps))
@@ -158,7 +162,9 @@ def _checked(latents: Sequence[Tensor], results: Sequence[Result]) -> Drawn:
 
 def _say_what_it_took(terminal: Terminal, options: DemoOptions, drawn: Drawn) -> None:
     at_once = min(len(options.prompts), AT_ONCE)
-    terminal.line(f"  Plan {drawn.plan}, codec {options.codec}")
+    ran = Plan.parse(drawn.plan)
+    codec = "off" if ran.exact else f"{ran.codec} (approximate)"
+    terminal.line(f"  Plan {replace(ran, codec=CODECS[0])}, codec {codec}")
     terminal.line(f"  {drawn.step_ms:.1f} ms a step (median), for {_count(at_once, 'picture')} at once")
     if drawn.exchanged_bytes is not None:
         steps = options.steps * -(-len(options.prompts) // AT_ONCE)

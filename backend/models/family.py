@@ -175,6 +175,7 @@ class TransformerAdapter:
             if self._binding.mesh is mesh:
                 return
             self._binding.remove()
+            self._binding = None  # should binding fail, the next job finds a network without one
         self._binding = bind(
             self.network,
             mesh,

@@ -1,8 +1,8 @@
-"""Every transfer of activations goes through here: the place where a codec plugs in.
+"""Every transfer of activations goes through here: the place where codecs plug in.
 
-A :class:`Codec` turns a tensor into what travels and back. Both ends decode the same bytes with the same function, and a sender that
-keeps a value keeps the decoded one, so that both ends hold identical bits, whatever the codec loses. Only ``raw`` exists so far;
-it is exact and copies nothing.
+A :class:`HeadCodec` says what the all-to-all carries; a :class:`Codec` does so for the hops of the ring, which are always raw. Both ends decode the same
+bytes with the same function. **Whoever packs keeps nothing**: the rows that a rank has for itself go through the buffer with the others, and
+come out of it decoded, so that all ranks work with the very same numbers, and which rank held a token does not show in the result.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ...kernels.all_to_all_permute import pack_heads, unpack_heads
 from .mesh import SequenceMesh
 from .pending import Pending
 from .transport import Message
 
 
 class Codec(Protocol):
-    """A transfer's format. Dimension 0 of a value counts the rows that split lists speak of; a payload keeps it."""
+    """A hop's format. Dimension 0 of a value counts the rows that split lists speak of; a payload keeps it."""
 
     name: str
     exact: bool
@@ -33,6 +34,24 @@ class Codec(Protocol):
 
     def decode(self, payload: Tensor, landing: Tensor) -> Tensor:
         """The value of ``payload``, in the shape and dtype of ``landing``; may be either of them."""
+
+
+class HeadCodec(Protocol):
+    """What the all-to-all carries. A row of it is one token of one part, of the same size whatever is in it.
+
+    A codec sees whole tensors and, by their number, which way they go: q, k and v together on the way to "my heads", the output alone on
+    the way back. It lives as long as the network is bound, and may keep what it likes of earlier calls.
+    """
+
+    name: str
+    exact: bool
+    """Whether ``unpack(pack(x))`` equals ``x`` bit for bit."""
+
+    def pack(self, tensors: Sequence[Tensor], parts: int) -> Tensor:
+        """T x ``[B, n, H, D]`` -> ``[parts, n, ...]``, contiguous, each part with H / parts heads."""
+
+    def unpack(self, packed: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """``[parts, n, ...]`` -> T x ``[B, n, H, D]``. ``like``: tensors of the same batch, head_dim and dtype (``[B, *, *, D]``)."""
 
 
 class RawCodec:
@@ -50,22 +69,43 @@ class RawCodec:
     def decode(self, payload: Tensor, landing: Tensor) -> Tensor:
         return payload
 
+    def pack(self, tensors: Sequence[Tensor], parts: int) -> Tensor:
+        return pack_heads(tensors, parts)
+
+    def unpack(self, packed: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Strided views of what arrived where there is one part."""
+        return unpack_heads(self.decode(packed, packed))
+
 
 class Exchange:
-    """The transfers of one mesh, each through the codec."""
+    """The transfers of one mesh, each through its codec."""
 
-    def __init__(self, mesh: SequenceMesh, codec: Codec) -> None:
+    def __init__(self, mesh: SequenceMesh, heads: HeadCodec) -> None:
         self.mesh = mesh
-        self.codec = codec
+        self.heads = heads
+        """Of the all-to-all."""
+        self.codec: Codec = RawCodec()
+        """Of the ring's hops."""
 
     def all_to_all(
-        self, value: Tensor, landing: Tensor, *, received_splits: Sequence[int], sent_splits: Sequence[int]
-    ) -> Tensor:
-        """Exchange rows along the ulysses axis. ``landing`` is an uninitialised tensor of the shape of what arrives."""
-        payload = self.codec.payload_for(landing)
+        self,
+        *tensors: Tensor,
+        sent_splits: Sequence[int],
+        received_splits: Sequence[int],
+        parts: int,
+        received_parts: int,
+    ) -> tuple[Tensor, ...]:
+        """Exchange tokens along the ulysses axis: ``[B, n, H, D]`` each, ``n * parts`` rows in, ``n' * received_parts`` rows out.
+
+        What is sent is cut into ``parts`` by heads, token by token; what arrives has its heads in ``received_parts``. The split lists count
+        rows for each rank of the axis.
+        """
+        packed = self.heads.pack(tensors, parts)
+        arrived = packed.new_empty(received_parts, sum(received_splits) // received_parts, *packed.shape[2:])
         group = self.mesh.ulysses.process_group
-        self.mesh.transport.all_to_all(payload, self.codec.encode(value), received_splits, sent_splits, group)
-        return self.codec.decode(payload, landing)
+        rows = arrived.flatten(0, 1), packed.flatten(0, 1)
+        self.mesh.transport.all_to_all(*rows, received_splits, sent_splits, group)
+        return self.heads.unpack(arrived, tensors)
 
     def pack(self, value: Tensor) -> Parcel:
         """Make ``value`` ready to travel along the ring."""

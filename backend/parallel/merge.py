@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...kernels.lse_merge import lse_merge
 from .providers import Attended
 
 
@@ -27,9 +28,7 @@ class Merger:
         if self._out is None or self._lse is None:
             self._out, self._lse = part.out.to(precise), part.lse
             return
-        weight = torch.sigmoid(part.lse - self._lse).unsqueeze(-1)
-        self._out.lerp_(part.out.to(precise), weight)
-        self._lse = torch.logaddexp(self._lse, part.lse)
+        lse_merge(self._out, self._lse, part.out, part.lse)
 
     def result(self, dtype: torch.dtype, shape: torch.Size, device: torch.device) -> Tensor:
         """The merged output in ``dtype``; zeros where there was nothing to attend to."""

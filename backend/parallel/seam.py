@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InternalError
+from .codecs import codec_of
 from .compile import Compiler
 from .compile_modes import OFF
-from .exchange import Codec, Exchange, RawCodec
+from .exchange import Exchange, HeadCodec
 from .hooks import Gather, Sharder, Split, SplitOutput
 from .mesh import SequenceMesh
 from .partition import Partition
@@ -80,7 +81,7 @@ class Binding:
     def __init__(
         self,
         mesh: SequenceMesh,
-        codec: Codec,
+        codec: HeadCodec,
         sharder: Sharder,
         layers: list[SeamLayer],
         undo: list[Callable[[], None]],
@@ -135,15 +136,14 @@ def bind(
     gather: Gather,
     is_joint_attention: Callable[[str], bool],
     streams_of: Callable[[str], Sequence[str]] = lambda name: (),
-    codec: Codec | None = None,
     compiler: Compiler | None = None,
 ) -> Binding:
     """Install the seam on ``network``.
 
     ``splits`` and ``gather`` say which tensors are cut and which output is put together again; ``is_joint_attention`` selects, by module
-    name, the attentions that see the tokens of all ranks, and ``streams_of`` says of which streams (empty: of all). Without a ``compiler``
-    the network runs eager. Raises
-    :class:`InternalError` when a selected attention has no seam.
+    name, the attentions that see the tokens of all ranks, and ``streams_of`` says of which streams (empty: of all). What the
+    all-to-all carries is the plan's codec. Without a ``compiler`` the network runs eager. Raises :class:`InternalError` when a selected
+    attention has no seam, and :class:`BadPlan` when this device has no such codec.
     """
     selected = [
         (name, module.processor)
@@ -157,6 +157,7 @@ def bind(
             raise InternalError(
                 f"{name} has a {type(processor).__name__}, which lets no backend in. The model is refused."
             )
+    codec = codec_of(mesh.plan, mesh.device)  # first: it may refuse, and nothing is installed yet
     token = torch.zeros(1, device=mesh.device)
     layers = [SeamLayer(name, token, streams_of(name)) for name, _ in selected]
     undo = [_install(processor, layer) for (_, processor), layer in zip(selected, layers, strict=True)]
@@ -164,7 +165,7 @@ def bind(
     undo.append(sharder.install(network))
     compiler = compiler or Compiler(OFF, mesh.device)
     undo.append(compiler.install(network, [name for name, _ in selected]))
-    return Binding(mesh, codec or RawCodec(), sharder, layers, undo, compiler)
+    return Binding(mesh, codec, sharder, layers, undo, compiler)
 
 
 def _install(processor: Any, layer: SeamLayer) -> Callable[[], None]:

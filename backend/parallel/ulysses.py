@@ -3,8 +3,9 @@
 Query, key and value share the first exchange. Shape letters: B batch, n tokens held by this rank, S tokens held by the whole ulysses group,
 H heads, h = H / u heads per rank, D head_dim, u ranks of the ulysses axis.
 
-Rows of the exchange are tokens, so that what arrives from the peers lies one after the other in token order and q, k, v are *views* of it: the only
-copies are one into the send buffer here, and one out of the received buffer on the way back.
+Rows of the exchange are tokens, so that what arrives from the peers lies one after the other in token order, and q, k, v can be *views* of it when
+they travel raw: the only copies are one into the send buffer, and one out of the received buffer on the way back. A codec takes the place of
+these copies; see :mod:`.codecs`.
 """
 
 from __future__ import annotations
@@ -19,18 +20,13 @@ from .exchange import Exchange
 def scatter_heads(
     q_BnHD: Tensor, k_BnHD: Tensor, v_BnHD: Tensor, peers_held: Sequence[int], exchange: Exchange
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``3 x [B, n, H, D]`` -> ``3 x [B, S, h, D]`` (strided views). ``peers_held[i]`` is n on the i-th rank of the ulysses axis."""
-    u = len(peers_held)
+    """``3 x [B, n, H, D]`` -> ``3 x [B, S, h, D]`` (may be strided views). ``peers_held[i]`` is n on the i-th rank of the ulysses axis."""
+    u, n = len(peers_held), q_BnHD.shape[1]
     if u == 1:
         return q_BnHD, k_BnHD, v_BnHD
-    B, n, H, D = q_BnHD.shape
-    h = H // u
-    sent = q_BnHD.new_empty(u, n, 3, B, h, D)
-    for i, x_BnHD in enumerate((q_BnHD, k_BnHD, v_BnHD)):
-        sent[:, :, i].copy_(x_BnHD.view(B, n, u, h, D).permute(2, 1, 0, 3, 4))
-    landing = q_BnHD.new_empty(sum(peers_held), 3, B, h, D)
-    arrived = exchange.all_to_all(sent.flatten(0, 1), landing, received_splits=peers_held, sent_splits=[n] * u)
-    q, k, v = arrived.permute(1, 2, 0, 3, 4).unbind(0)
+    q, k, v = exchange.all_to_all(
+        q_BnHD, k_BnHD, v_BnHD, sent_splits=[n] * u, received_splits=peers_held, parts=u, received_parts=1
+    )
     return q, k, v
 
 
@@ -39,8 +35,5 @@ def gather_heads(out_BShD: Tensor, peers_held: Sequence[int], own: int, exchange
     u, n = len(peers_held), peers_held[own]
     if u == 1:
         return out_BShD.contiguous()
-    B, _, h, D = out_BShD.shape
-    sent = out_BShD.permute(1, 0, 2, 3).contiguous()
-    landing = sent.new_empty(u * n, B, h, D)
-    arrived = exchange.all_to_all(sent, landing, received_splits=[n] * u, sent_splits=peers_held)
-    return arrived.view(u, n, B, h, D).permute(2, 1, 0, 3, 4).flatten(2, 3).contiguous()
+    (out,) = exchange.all_to_all(out_BShD, sent_splits=peers_held, received_splits=[n] * u, parts=1, received_parts=u)
+    return out

@@ -210,8 +210,8 @@ class ModelRef:
     """What the client took the checkpoint for; the back end refuses if it disagrees."""
     dtype: ComputeDtype
     """Compute dtype."""
-    plan: str = field(default="", metadata=bounded(length=64, pattern=r"[a-z0-9=,]*"))
-    """``ulysses=2,ring=1``; empty leaves it to the daemon."""
+    plan: str = field(default="", metadata=bounded(length=64, pattern=r"[a-z0-9=,-]*"))
+    """``ulysses=2,ring=1,codec=fp8-all``; empty leaves it to the daemon."""
     loras: tuple[LoraRef, ...] | None = field(default=None, metadata=bounded(items=LORAS))
     """In the order in which they are applied; absent where there are none."""
 

@@ -16,6 +16,7 @@ from ..parallel.group import WorkerGroup
 from ..parallel.mesh import SequenceMesh
 from ..wire.codec import Received
 from ..wire.messages import Abort, Cancel, Evaluate, Go, Prepare, Repeat, Sample
+from ..wire.plans import shown_plan
 from ..wire.tensors import WireTensor
 from .control import Action, CallGate, OutOfStep
 from .evaluate import Trajectories, keep_uploads, run_evaluate
@@ -235,7 +236,7 @@ class RankLoop:
         """A line for the node."""
         ranks = self._group.world_size
         compiled = f", {note}" if (note := self._compiler.note) else ""
-        return f"{prepared.plan} on {ranks} rank{'s' if ranks > 1 else ''}{compiled}"
+        return f"{shown_plan(str(prepared.plan))} on {ranks} rank{'s' if ranks > 1 else ''}{compiled}"
 
     def _clock_without_compilations(self) -> float:
         """Steps are timed as they will be from the next job on."""

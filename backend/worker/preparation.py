@@ -9,6 +9,7 @@ from pathlib import Path
 from ..errors import BadRequest, RemoteProtocolError, WrongFamily
 from ..models.lora.variants import NONE, Lora
 from ..models.registry import ResidentModel
+from ..parallel.codecs import codec_of
 from ..parallel.plan import Plan, choose_plan
 from ..wire.messages import Evaluate, ModelRef, Prepare, Repeat, Sample
 from ..wire.tensors import TensorSpec, WireTensor
@@ -87,6 +88,7 @@ def make_ready(
             "The file may differ between this machine and the daemon's."
         )
     plan = choose_plan(requested_plan(job.on, prepare.plan), world_size, model.num_heads, branches=len(calls))
+    codec_of(plan, model.device)  # refuses what this device lacks now, before anybody enters a collective
     for call in calls:
         model.adapter.check(call)
     return PreparedJob(

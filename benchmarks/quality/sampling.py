@@ -20,6 +20,7 @@ from ...backend.demo.request import flux_sigmas
 from ...backend.demo.terminal import Terminal
 from ...backend.errors import InternalError, UnknownModel
 from ...backend.wire.messages import Branch, ModelRef, Result, Sample
+from ...backend.wire.plans import shown_plan
 from ...backend.wire.tensors import WireTensor
 from ...backend.worker.tensors import to_torch, to_wire
 from ..daemon import daemon
@@ -45,7 +46,7 @@ def sample_prompts(models: Path, setting: Setting, prompts: Sequence[Prompt]) ->
         for first in range(0, len(prompts), BATCH):
             terminal.bar(setting.name, first, len(prompts))
             latents.append(_run(client, setting, prompts[first : first + BATCH]))
-    terminal.line(f"  ✓ {setting.name}: {len(prompts)} prompts, {setting.plan}, {setting.dtype}")
+    terminal.line(f"  ✓ {setting.name}: {len(prompts)} prompts, {shown_plan(str(setting.plan))}, {setting.dtype}")
     return torch.cat(latents)
 
 

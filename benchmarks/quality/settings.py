@@ -9,7 +9,7 @@ from ...backend.errors import BadPlan
 from ...backend.parallel.plan import Plan
 from ...backend.wire.dtypes import ComputeDtype
 
-_AXES: Final = ("cfg", "ring", "ulysses")
+_OF_PLAN: Final = ("cfg", "ring", "ulysses", "schedule", "codec")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,24 +29,24 @@ class Setting:
 
     @classmethod
     def parse(cls, text: str) -> Setting:
-        """Read ``NAME:plan=ring=2,ulysses=2,dtype=BF16``. What is left out is one rank, and float32.
+        """Read ``NAME:plan=ring=2,ulysses=2,codec=fp8,dtype=BF16``. What is left out is one rank, and float32.
 
         Raises:
             ValueError: it cannot be read.
         """
         name, _, values = text.partition(":")
-        axes: list[str] = []
+        parts: list[str] = []
         dtype = "F32"
         for part in filter(None, (piece.strip() for piece in values.split(","))):
             key, _, value = part.removeprefix("plan=").partition("=")
-            if key in _AXES:
-                axes.append(f"{key}={value}")
+            if key in _OF_PLAN:
+                parts.append(f"{key}={value}")
             elif key == "dtype":
                 dtype = value.upper()
             else:
                 raise ValueError(f"Set plan or dtype in a setting, such as plan=ulysses=2,dtype=BF16: got {part!r}.")
         try:
-            plan = Plan.parse(",".join(axes)) if axes else Plan()
+            plan = Plan.parse(",".join(parts)) if parts else Plan()
         except BadPlan as error:
             raise ValueError(f"{name}: {error}") from error
         return cls(name=name.strip(), plan=plan, dtype=cast(ComputeDtype, dtype))

@@ -182,6 +182,25 @@ def test_progress_counts_every_step_and_says_what_runs(group: RankGroup, checkpo
     assert turn.answer.step_ms > 0
 
 
+def test_a_job_with_a_codec_says_that_it_is_approximate_and_the_next_one_is_exact_again(
+    group: RankGroup, checkpoint: Path, network: ReferenceFlux
+) -> None:
+    tensors = sample_tensors()
+    latent, _ = reference(network, tensors, "euler", 1.0)
+    errors = {}
+    for plan in ("ulysses=2,codec=fp8", "ulysses=2"):
+        turn = group.run(sample_of(tensors, plan=plan), tensors, checkpoint)
+        full = f"cfg=1,ring=1,{plan}"
+        shown = f"{full} (approximate) on 2 ranks" if "codec" in plan else f"{full} on 2 ranks"
+        assert {message.text for message in turn.progress if message.phase == "sampling"} == {shown}
+        assert isinstance(turn.answer, Result)
+        assert turn.answer.plan == full
+        errors[plan] = relative_error(turn.tensors["latent"], latent)
+    assert errors["ulysses=2"] <= FP32_TOLERANCE
+    # Four steps through one double and one single block; a wrong exchange is of order 1.
+    assert 10 * FP32_TOLERANCE < errors["ulysses=2,codec=fp8"] < 0.05
+
+
 def test_previews_come_only_when_asked_for_and_show_the_denoised_latent(group: RankGroup, checkpoint: Path) -> None:
     tensors = sample_tensors(sigmas=(1.0, 0.0))
     silent = group.run(sample_of(tensors), tensors, checkpoint)

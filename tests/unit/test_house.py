@@ -129,6 +129,7 @@ VIOLATIONS = {
     "assets-is-a-leaf": ("backend/assets", "import torch"),
     "wire-is-a-leaf": ("backend/wire", "import zmq"),
     "formats-is-a-leaf": ("backend/formats", "import torch"),
+    "kernels-is-a-leaf": ("kernels", "from ..backend import errors"),
     "setup-is-a-leaf": ("backend/setup", "from .. import errors"),
     "client-is-light": ("backend/client", "from ..setup import runner"),
     "nodes-see-only-the-client": ("comfy_nodes", "from ..backend import models"),

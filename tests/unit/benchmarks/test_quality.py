@@ -65,6 +65,7 @@ class PerfectAutoencoder:
         ("a", Setting(name="a")),
         ("a:plan=ulysses=2,dtype=BF16", Setting(name="a", plan=Plan(ulysses=2), dtype="BF16")),
         ("two x two:plan=ring=2,ulysses=2", Setting(name="two x two", plan=Plan(ring=2, ulysses=2))),
+        ("a:plan=ulysses=2,codec=fp8-all", Setting(name="a", plan=Plan(ulysses=2, codec="fp8-all"))),
         ("a: dtype=f16 , plan=ring=2", Setting(name="a", plan=Plan(ring=2), dtype="F16")),
     ],
 )
@@ -80,6 +81,7 @@ def test_a_setting_is_read_from_its_text(text: str, expected: Setting) -> None:
         ("a:plan=ulysses=two", "whole number"),
         ("a:plan=ring=2,ring=2", "appears twice"),
         ("a:kodec=raw", "kodec=raw"),
+        ("a:plan=ulysses=2,codec=zip", "codec of raw"),
     ],
 )
 def test_a_setting_that_cannot_be_read_says_why(text: str, reason: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 from tutti.backend.assets.advice import read_prompt, warnings
 from tutti.backend.demo.options import HEADS, PROMPTS, DemoOptions
 from tutti.backend.errors import BadPlan, BadRequest
+from tutti.backend.parallel.plan import Plan
 from tutti.benchmarks.demo_model.flow import GEOMETRY
 
 
@@ -25,7 +26,8 @@ def test_the_heads_are_those_of_the_model() -> None:
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"codec": "fp8"}, "Set --codec to off: this release has no codec 'fp8'"),
+        ({"codec": "zip"}, "Set --codec to off or fp8 or int8 or fp8-all or int8-all: there is no codec 'zip'"),
+        ({"codec": "fp8", "plan": "ulysses=2,codec=int8"}, "Name one codec: --plan has int8, --codec fp8"),
         ({"size": "100"}, "Set --size to WIDTHxHEIGHT in multiples of 16 from 64 to 512"),
         ({"size": "128x0"}, "Set --size"),
         ({"size": "-128"}, "Set --size"),
@@ -57,12 +59,23 @@ def test_a_wrong_option_is_refused_with_what_to_do(wrong: dict[str, Any], says: 
         ("ring=2", 3, "Choose a plan for 3 rank(s)"),
         ("cfg=4", None, "guidance has two branches"),
         ("ring=9999", None, "Choose a plan of at most 64 ranks"),
+        ("ring=2,codec=fp8", None, "Give ulysses at least 2"),
     ],
 )
 def test_a_plan_that_cannot_run_is_refused_naming_the_legal_ones(plan: str, ranks: int | None, says: str) -> None:
     with pytest.raises(BadPlan) as refused:
         DemoOptions(plan=plan, ranks=ranks)
     assert says in refused.value.message
+
+
+def test_a_codec_is_part_of_the_plan_that_the_daemon_is_asked_for() -> None:
+    assert DemoOptions().plan_on(2) is None, "the daemon chooses, and only what is exact"
+    assert DemoOptions(codec="fp8").plan_on(2) == Plan(ulysses=2, codec="fp8")
+    assert DemoOptions(codec="int8-all").plan_on(4) == Plan(ring=2, ulysses=2, codec="int8-all")
+    assert DemoOptions(plan="ulysses=2,codec=fp8").plan_on(2) == Plan(ulysses=2, codec="fp8")
+    for refused in ({"ranks": 1}, {"plan": "ring=2"}):
+        with pytest.raises(BadPlan, match="no all-to-all"):
+            DemoOptions(codec="fp8", **refused)  # type: ignore[arg-type]
 
 
 def test_a_size_is_a_square_or_two_sides() -> None:

@@ -73,7 +73,9 @@ class CountingCodec(RawCodec):
 def ring_of(transport: FakeRing, codec: RawCodec) -> Exchange:
     """The exchange of rank 5, in the middle of a ring of 3, 5 and 9."""
     ring = Axis(ranks=(3, 5, 9), index=1, group=cast(ProcessGroup, object()))
-    return Exchange(replace(single_rank_mesh(), transport=transport, ring=ring), codec)
+    exchange = Exchange(replace(single_rank_mesh(), transport=transport, ring=ring), RawCodec())
+    exchange.codec = codec
+    return exchange
 
 
 def move(exchange: Exchange, value: Tensor, shift: int = 1) -> Move:

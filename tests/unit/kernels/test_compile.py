@@ -1,0 +1,91 @@
+"""Every Triton kernel compiles for every GPU generation, without a GPU; and 8-bit floats are refused exactly where they do not exist."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton", reason="triton has builds for Linux only: not Linux")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+from triton.compiler.errors import CompilationError  # noqa: E402
+from tutti.kernels.all_to_all_permute.triton import move_kernel  # noqa: E402
+from tutti.kernels.lse_merge.triton import merge_kernel  # noqa: E402
+from tutti.kernels.row_quantise import why_not_on  # noqa: E402
+from tutti.kernels.row_quantise.triton import rows_kernel  # noqa: E402
+
+pytestmark = pytest.mark.timeout(300)
+
+CAPABILITIES = (80, 86, 89, 90, 100, 120)
+WITHOUT_FP8 = (80, 86)
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Not the user's: everything is compiled here, and now."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        yield
+
+
+def compiled_bytes(kernel: object, pointers: dict[str, str], constants: dict[str, object], capability: int) -> int:
+    """The size of the machine code for one architecture. All other arguments are int64: shapes may be that large."""
+    names = kernel.arg_names  # type: ignore[attr-defined]
+    signature = {name: pointers.get(name) or ("constexpr" if name in constants else "i64") for name in names}
+    source = ASTSource(
+        kernel, signature=signature, constexprs={(names.index(name),): value for name, value in constants.items()}
+    )
+    return len(triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"])
+
+
+def compile_rows(capability: int, dtype: torch.dtype, *, fp8: bool, raw_keys: bool, packs: bool) -> int:
+    element = POINTERS[dtype]
+    pointers = {"q": element, "k": "*u8" if raw_keys else element, "v": element, "buffer": "*u8"}
+    constants = {
+        "BLOCK_ROWS": 8,
+        "BLOCK": 128,
+        "RAW_BLOCK": 128 * dtype.itemsize,
+        "Q_RAW": False,
+        "K_RAW": raw_keys,
+        "V_RAW": False,
+    }
+    return compiled_bytes(rows_kernel, pointers, {**constants, "FP8": fp8, "PACKS": packs}, capability)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_merge_and_permutation_compile(capability: int) -> None:
+    out = {"out": "*fp32", "lse": "*fp32", "part": "*bf16", "part_lse": "*fp32"}
+    assert compiled_bytes(merge_kernel, out, {"BLOCK_ROWS": 16, "BLOCK_D": 128}, capability)
+    moved = dict.fromkeys(("q", "k", "v", "buffer"), "*bf16")
+    for packs in (True, False):
+        assert compiled_bytes(move_kernel, moved, {"BLOCK_ROWS": 16, "BLOCK": 128, "PACKS": packs}, capability)
+
+
+@pytest.mark.parametrize("packs", [True, False], ids=["pack", "unpack"])
+@pytest.mark.parametrize("raw_keys", [True, False], ids=["raw keys", "all"])
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_int8_rows_compile_everywhere_and_fp8_rows_where_they_are_not_refused(
+    capability: int, raw_keys: bool, packs: bool
+) -> None:
+    how = {"raw_keys": raw_keys, "packs": packs}
+    assert why_not_on("int8", divmod(capability, 10)) is None
+    assert compile_rows(capability, torch.bfloat16, fp8=False, **how)
+    if capability in WITHOUT_FP8:
+        assert "Take int8" in str(why_not_on("fp8", divmod(capability, 10)))
+        with pytest.raises(CompilationError) as refused:
+            compile_rows(capability, torch.bfloat16, fp8=True, **how)
+        assert "fp8e4nv not supported" in "".join(traceback.format_exception(refused.value))
+    else:
+        assert why_not_on("fp8", divmod(capability, 10)) is None
+        assert compile_rows(capability, torch.bfloat16, fp8=True, **how)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_rows_compile_for_every_dtype(dtype: torch.dtype) -> None:
+    for packs in (True, False):
+        assert compile_rows(90, dtype, fp8=True, raw_keys=True, packs=packs)
