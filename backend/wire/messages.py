@@ -11,17 +11,9 @@ from typing import Any, Literal
 
 from .dtypes import ComputeDtype
 from .limits import (
-    ARRAY_LENGTH,
-    BRANCHES,
-    KIND_LENGTH,
-    LISTED,
-    LORAS,
-    MANIFEST_NUMBERS,
-    NAME_LENGTH,
-    STORED_BYTES,
-    TENSOR_FRAMES,
-    TEXT_LENGTH,
-)
+    ARRAY_LENGTH, BRANCHES, KIND_LENGTH, LISTED, LORAS, MANIFEST_NUMBERS, NAME_LENGTH,
+    STORED_BYTES, TENSOR_FRAMES, TEXT_LENGTH,
+)  # fmt: skip
 from .schema import Scalar, bounded
 from .tensors import TensorSpec
 
