@@ -11,8 +11,16 @@ from typing import Any, Literal
 
 from .dtypes import ComputeDtype
 from .limits import (
-    ARRAY_LENGTH, BRANCHES, KIND_LENGTH, LISTED, LORAS, MANIFEST_NUMBERS, NAME_LENGTH,
-    STORED_BYTES, TENSOR_FRAMES, TEXT_LENGTH,
+    ARRAY_LENGTH,
+    BRANCHES,
+    KIND_LENGTH,
+    LISTED,
+    LORAS,
+    MANIFEST_NUMBERS,
+    NAME_LENGTH,
+    STORED_BYTES,
+    TENSOR_FRAMES,
+    TEXT_LENGTH,
 )  # fmt: skip
 from .schema import Scalar, bounded
 from .tensors import TensorSpec
@@ -473,7 +481,6 @@ class Done:
     memory_bytes: int = field(metadata=_COUNT)
     resident: tuple[str, ...] = field(metadata=bounded(items=LISTED, length=NAME_LENGTH))
     compile: str = field(default="", metadata=_NAME)
-    """What of its networks runs compiled, or why nothing does; for people."""
 
 
 MESSAGES: dict[str, type[Any]] = {
