@@ -33,6 +33,21 @@ SHORT_PATH_BYTES = 60
 _watch: LeakWatch
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Compilation takes a minute a test."""
+    parser.addoption("--compile", action="store_true", help="also run every family compiled under every plan (long)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that are marked ``compile`` run when asked for."""
+    if config.getoption("--compile"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("compile")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("compile")]
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """A private temporary folder for this session and all its processes; pytest's own folders stay where they are."""
     # `python -m pytest` puts the repository's root on the path; `backend` and `kernels` must not become top-level modules.

@@ -62,7 +62,9 @@ class Deadlines:
 
     def _leave_s(self, turn: Turn) -> float:
         # A cancelled job is left before its next model call: the one at hand is waited for, and steps tell how long that may take.
-        return max(self._core.settings.leave_s, 2 * turn.longest_step_s)
+        settings = self._core.settings
+        least_s = settings.compiling_s if turn.job.phase == "compiling" else settings.leave_s
+        return max(least_s, 2 * turn.longest_step_s)
 
 
 def _is_over(until_s: float | None, now_s: float) -> bool:

@@ -41,7 +41,7 @@ def status(core: Core, request: int, uptime_s: float) -> Status:
 
 
 def _compile(core: Core) -> str:
-    """What the ranks say; where one says something else than the others, what each says."""
+    """What the first rank says, or the first that runs something eager against its will."""
     said = {rank.rank: rank.compile for rank in core.group.ranks if rank.compile}
     if not said:
         return core.settings.compile

@@ -72,9 +72,11 @@ class BrokerSettings:
     """How long the ranks may take to leave a job that was cancelled or answered; in a Sample at least twice its longest step. They leave
     before the next model call, and one call of a video model on a CPU takes a minute: a group that works must not be taken for one that
     hangs."""
+    compiling_s: float = 600.0
+    """Likewise while a network is compiled: ranks leave when that is over, and its first calls may take minutes."""
     quotas: Quotas = field(default_factory=Quotas)
 
     def __post_init__(self) -> None:
-        for name in ("prepare_s", "leave_s"):
+        for name in ("prepare_s", "leave_s", "compiling_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")

@@ -1,11 +1,12 @@
 """Compilation of a network's blocks around the USP operator, and what happens when it cannot be.
 
-What is compiled is a *region*: a repeated block (all blocks of one class share their graphs) or the whole network. Each compiles as a full
-graph around the opaque operator, whose collectives are the same whether the region runs compiled or eager. A rank may therefore fall
-back to eager by itself, in the middle of a call: the others never notice.
+What is compiled is a *region*: a repeated block (all blocks of one class share their graphs) or the whole network. A block compiles as a full
+graph around the opaque operator, whose collectives are the same whether it runs compiled or eager. A rank may therefore fall back to
+eager by itself, in the middle of a call: the others never notice. A whole network is cut at its gather; where the piece behind the gather
+cannot be compiled, the call fails, and the next one runs eager.
 
 The first graph of a region is static. A second shape makes torch compile once more with the dimensions that differ left symbolic, and
-further lengths use that graph (docs/performance.md has what was measured against padding text to buckets).
+further lengths use that graph.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -29,11 +31,12 @@ for programs that run one model."""
 SHAPES_KNOWN = 256
 """How many shapes are remembered as seen by an earlier job."""
 
+_FULL = f"it took more than {GRAPHS_PER_REGION} graphs"
 _REASONS = {
     "InvalidCxxCompiler": "no C++ compiler is installed",
     "TritonMissing": "triton is not installed",
     "GPUTooOldForTriton": "the GPU is too old for triton",
-    "FailOnRecompileLimitHit": f"it took more than {GRAPHS_PER_REGION} graphs",
+    "FailOnRecompileLimitHit": _FULL,
 }
 """Name of an exception -> what is wrong, where the name does not say it."""
 
@@ -41,28 +44,25 @@ log = logging.getLogger(__name__)
 
 
 class Compiler:
-    """Decides, call by call, whether a network's regions run compiled. One per rank."""
+    """Whether and how networks are compiled. One per rank."""
 
     def __init__(self, mode: str, device: torch.device) -> None:
         """``mode``: one of :data:`COMPILE_MODES`."""
         self.mode = _mode_on(mode, device)
         self.asked = mode
         self.graphs = 0
-        """Compilations so far."""
+        """Compilations so far that succeeded."""
         self.seconds = 0.0
-        """Time spent in them."""
-        self.failures: dict[str, str] = {}
-        """Region class -> why it runs eager."""
-        self.on_graph: Callable[[int], None] = lambda count: None
-        """Hears that a compilation begins; ``count`` is its number in this job, from 1."""
-        self.kinds = 0
-        """Kinds of regions in the network that was installed last: how many compilations a new shape takes."""
+        """Time spent in compilations."""
+        self.running: CompiledNetwork | None = None
+        """The network whose call ran last."""
         self._job = ""
-        self._graphs_before_job = 0
+        self._on_graph: Callable[[int, int], None] = lambda count, kinds: None
+        self._begun_in_job = 0
         self._began_s = 0.0
         self._seen: OrderedDict[Hashable, str] = OrderedDict()
-        self._compiles_this_call: bool | None = None
-        self._compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
+        self._forms: dict[Callable[..., Any], Callable[..., Any]] = {}
+        self._failures: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()
         if self.mode != OFF:
             _watch_compilations(self)
 
@@ -70,92 +70,127 @@ class Compiler:
     def state(self) -> str:
         """For people: what runs compiled, or why nothing does."""
         if self.mode == OFF:
-            why = ": kernels of a CPU gain nothing from it" if self.asked == AUTO else ""
-            return f"off{why}"
-        done = (
-            f"{self.graphs} graph{'s' if self.graphs != 1 else ''} in {self.seconds:.0f} s"
-            if self.graphs
-            else "no graph yet"
-        )
-        failed = "".join(f"; {name} runs eager: {why}" for name, why in self.failures.items())
-        return f"{self.mode}, {done}{failed}"
+            return "off: kernels of a CPU gain nothing from it" if self.asked == AUTO else "off"
+        graphs = f"{self.graphs} graph{'s' if self.graphs != 1 else ''} in {self.seconds:.0f} s"
+        failures = {} if self.running is None else self.running.failures
+        failed = "".join(f"; {name} runs eager: {why}" for name, why in failures.items())
+        return f"{self.mode}, {graphs if self.graphs else 'no graph yet'}{failed}"
 
     @property
     def note(self) -> str:
-        """For the node of the running job: empty where the network runs eager because it was meant to."""
-        if self.failures:
-            name, why = next(iter(self.failures.items()))
+        """For the node of the running job: empty where its network runs eager because it was meant to."""
+        if self.running is None:
+            return ""
+        for name, why in self.running.failures.items():
             return f"not compiled: {name}: {why}"
-        return "compiled" if self._compiles_this_call else ""
+        return "compiled" if self.running.runs_compiled else ""
 
-    def begin_job(self, job: str, on_graph: Callable[[int], None]) -> None:
-        """The calls that follow belong to this job, or to the same one as before."""
-        if job != self._job:
-            self._job, self._graphs_before_job, self._compiles_this_call = job, self.graphs, None
-        self.on_graph = on_graph
+    def begin_job(self, job: str, on_graph: Callable[[int, int], None]) -> None:
+        """The calls that follow belong to this job, or to the same one as before.
 
-    @contextmanager
-    def call(self) -> Iterator[None]:
-        """One model call: its regions run compiled all, or none."""
-        self._compiles_this_call = None
-        if self.mode == GRAPHS:
-            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        yield
+        ``on_graph`` hears that a compilation begins: its number in this job, from 1, and how many a new shape of this network takes.
+        """
+        self._on_graph = on_graph
+        if job == self._job:
+            return
+        self._job, self._begun_in_job, self.running = job, 0, None
+        if any(_FULL in reasons.values() for reasons in self._failures.values()):
+            # Graphs of models that are gone count too: start anew, from what is on the disk.
+            torch._dynamo.reset()
+            for reasons in self._failures.values():
+                reasons.clear()
 
-    def install(self, network: nn.Module, attentions: Sequence[str]) -> Callable[[], None]:
-        """Make the regions of ``network`` that hold the attentions of these module names compile; returns what undoes it."""
-        if self.mode == OFF:
-            return lambda: None
-        regions = [network] if self.mode == WHOLE else repeated_blocks(network, attentions)
-        self.kinds = len({type(region) for region in regions})
-        for region in regions:
-            region.forward = Region(self, region)
+    def install(self, network: nn.Module, attentions: Sequence[str]) -> CompiledNetwork:
+        """Let the regions of ``network`` that hold the attentions of these module names run compiled."""
+        regions: list[nn.Module] = []
+        if self.mode != OFF:
+            regions = [network] if self.mode == WHOLE else repeated_blocks(network, attentions)
+        return CompiledNetwork(self, regions, self._failures.setdefault(network, {}))
 
-        def remove() -> None:
-            for region in regions:
-                del region.forward
-
-        return remove
-
-    def compiled(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def form_of(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         """The compiled form of a class's ``forward``: one for all modules of the class, so that they share their graphs."""
-        if forward not in self._compiled:
+        if forward not in self._forms:
             options: dict[str, str | int | bool | Callable[..., Any]] | None = (
                 {"triton.cudagraphs": True} if self.mode == GRAPHS else None
             )
             # The whole network has a gather in it, which is a collective of its own and cuts the graph.
-            self._compiled[forward] = torch.compile(
+            self._forms[forward] = torch.compile(
                 forward, fullgraph=self.mode != WHOLE, dynamic=False if self.mode == WHOLE else None, options=options
             )
-        return self._compiled[forward]
+        return self._forms[forward]
 
-    def wants(self, region: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
-        """Whether a region runs compiled now. Its shapes are looked at in the first region of a call only."""
-        if region in self.failures:
-            return False
-        if self._compiles_this_call is None:
-            self._compiles_this_call = self.asked != AUTO or self._is_repeated((region, *shapes(arguments, named)))
-        return self._compiles_this_call
-
-    def give_up(self, region: str, error: Exception) -> None:
-        """This kind of region runs eager from now on."""
-        self.failures[region] = _reason(error)
-        log.warning("%s cannot be compiled and runs eager: %s", region, error)
-
-    def _is_repeated(self, shape: Hashable) -> bool:
+    def is_due(self, shape: Hashable) -> bool:
+        """Whether a call of this shape runs compiled. ``auto``: from the second job that has it on."""
+        if self.asked != AUTO:
+            return True
         first = self._seen.setdefault(shape, self._job)
         self._seen.move_to_end(shape)
         if len(self._seen) > SHAPES_KNOWN:
             self._seen.popitem(last=False)
         return first != self._job
 
-    def _compilation_begins(self, _: Any) -> None:
+    def compilation_begins(self, what: Any) -> None:
+        """torch says so, also of CUDA graphs that it records."""
         self._began_s = time.monotonic()
+        if what.callback_trigger.name != "DYNAMO":
+            return
         self.graphs += 1
-        self.on_graph(self.graphs - self._graphs_before_job)
+        self._begun_in_job += 1
+        kinds = 1 if self.running is None else self.running.kinds
+        self._on_graph(self._begun_in_job, max(self._begun_in_job, kinds))
 
-    def _compilation_ends(self, _: Any) -> None:
+    def compilation_ends(self, _: Any) -> None:
+        """torch says so, whether it succeeded or not."""
         self.seconds += time.monotonic() - self._began_s
+
+
+class CompiledNetwork:
+    """The regions of one network; there are none where nothing is compiled."""
+
+    def __init__(self, compiler: Compiler, regions: Sequence[nn.Module], failures: dict[str, str]) -> None:
+        """``failures`` outlives this binding of the network: what cannot be compiled cannot be on another mesh either."""
+        self.failures = failures
+        """Region class -> why it runs eager."""
+        self.kinds = len({type(region) for region in regions})
+        """How many compilations a new shape takes, at least."""
+        self.runs_compiled = False
+        """Whether the call that is running, or ran last, was to run compiled."""
+        self._compiler = compiler
+        self._decided = False
+        self._regions = regions
+        for region in regions:
+            region.forward = Region(self, region)
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """One model call: its regions run compiled all, or none."""
+        self._compiler.running, self.runs_compiled, self._decided = self, False, False
+        if self._compiler.mode == GRAPHS:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        yield
+
+    def remove(self) -> None:
+        """Leave the network as it was."""
+        for region in self._regions:
+            del region.forward
+
+    def form_of(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """See :meth:`Compiler.form_of`."""
+        return self._compiler.form_of(forward)
+
+    def decide(self, region: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
+        """Whether a region runs compiled now. The first region of a call decides, by its shapes, for all."""
+        if not self._decided:
+            self._decided = True
+            self.runs_compiled = self._compiler.is_due((region, *shapes(arguments, named)))
+        return self.runs_compiled and region not in self.failures
+
+    def give_up(self, region: str, error: Exception) -> None:
+        """This kind of region runs eager from now on."""
+        self.failures[region] = _reason(error)
+        if self.failures[region] != _FULL:  # then it was not even begun
+            self._compiler.graphs -= 1
+        log.warning("%s cannot be compiled and runs eager: %s", region, error)
 
 
 def _mode_on(mode: str, device: torch.device) -> str:
@@ -170,8 +205,8 @@ def _watch_compilations(compiler: Compiler) -> None:
     from torch._dynamo.callback import on_compile_end, on_compile_start
 
     torch._dynamo.config.recompile_limit = GRAPHS_PER_REGION
-    on_compile_start(compiler._compilation_begins)
-    on_compile_end(compiler._compilation_ends)
+    on_compile_start(compiler.compilation_begins)
+    on_compile_end(compiler.compilation_ends)
 
 
 def _reason(error: Exception) -> str:

@@ -9,14 +9,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from .usp import attentions_so_far
+
 
 class Decides(Protocol):
-    """Who a region asks: :class:`.compile.Compiler`."""
+    """Who a region asks: :class:`.compile.CompiledNetwork`."""
 
-    def compiled(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def form_of(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         """The compiled form of a class's ``forward``."""
 
-    def wants(self, region: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
+    def decide(self, region: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
         """Whether a region of this name runs compiled now."""
 
     def give_up(self, region: str, error: Exception) -> None:
@@ -30,16 +32,19 @@ class Region:
         self._compiler = compiler
         self._name = type(module).__name__
         self._eager = module.forward
-        self._compiled = functools.partial(compiler.compiled(type(module).forward), module)
+        self._compiled = functools.partial(compiler.form_of(type(module).forward), module)
         functools.update_wrapper(self, module.forward)
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        if self._compiler.wants(self._name, arguments, named):
+        if self._compiler.decide(self._name, arguments, named):
+            before = attentions_so_far()
             try:
                 return self._compiled(*map(plain, arguments), **{name: plain(value) for name, value in named.items()})
             except _compilation_errors() as error:
-                # Nothing of the region has run yet: a full graph is compiled whole before it starts.
                 self._compiler.give_up(self._name, error)
+                # A full graph is compiled before anything of it runs. What is in pieces may have exchanged already: not once more.
+                if attentions_so_far() != before:
+                    raise
         return self._eager(*arguments, **named)
 
 

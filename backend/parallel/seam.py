@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import InternalError
 from .codecs import codec_of
-from .compile import Compiler
+from .compile import CompiledNetwork, Compiler
 from .compile_modes import OFF
 from .exchange import Exchange, HeadCodec
 from .hooks import Gather, Sharder, Split, SplitOutput
@@ -85,14 +85,14 @@ class Binding:
         sharder: Sharder,
         layers: list[SeamLayer],
         undo: list[Callable[[], None]],
-        compiler: Compiler,
+        compiled: CompiledNetwork,
     ) -> None:
         self.mesh = mesh
         self._exchange = Exchange(mesh, codec)
         self._sharder = sharder
         self._layers = layers
         self._undo = undo
-        self._compiler = compiler
+        self._compiled = compiled
         self._partitions: dict[tuple[tuple[str, int], ...], Partition] = {}
 
     @contextmanager
@@ -104,10 +104,12 @@ class Binding:
         """
         context = CallContext(self._partition(stream_lengths), self._exchange)
         self._sharder.partition = context.partition
-        with running_call(context), self._compiler.call():
+        with running_call(context), self._compiled.call():
             yield context
         if context.attentions != len(self._layers):
-            missed = [layer.name for layer in self._layers if not layer.reached]
+            # A compiled layer does not say that it was reached.
+            ran_eager = any(layer.reached for layer in self._layers)
+            missed = [layer.name for layer in self._layers if ran_eager and not layer.reached]
             names = f": {', '.join(missed[:8])} never asked for it" if missed else ""
             raise InternalError(
                 f"{context.attentions} of {len(self._layers)} attentions ran in parallel{names}. The model is refused."
@@ -163,9 +165,9 @@ def bind(
     undo = [_install(processor, layer) for (_, processor), layer in zip(selected, layers, strict=True)]
     sharder = Sharder(mesh, splits, gather)
     undo.append(sharder.install(network))
-    compiler = compiler or Compiler(OFF, mesh.device)
-    undo.append(compiler.install(network, [name for name, _ in selected]))
-    return Binding(mesh, codec, sharder, layers, undo, compiler)
+    compiled = (compiler or Compiler(OFF, mesh.device)).install(network, [name for name, _ in selected])
+    undo.append(compiled.remove)
+    return Binding(mesh, codec, sharder, layers, undo, compiled)
 
 
 def _install(processor: Any, layer: SeamLayer) -> Callable[[], None]:

@@ -51,6 +51,12 @@ def running_call(context: CallContext) -> Iterator[CallContext]:
         _running.reset(reset)
 
 
+def attentions_so_far() -> int:
+    """Attentions that ran in the running model call; 0 outside of one."""
+    context = _running.get()
+    return 0 if context is None else context.attentions
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, streams: str = "") -> Tensor:
     """Exact attention over all ranks' tokens; ``[B, n, H, D]`` in and out, n being the tokens of this rank. Collective.
 

@@ -14,6 +14,7 @@ from ..errors import Draining, JobCancelled, RemoteProtocolError, TuttiError
 from ..parallel.compile import Compiler
 from ..parallel.group import WorkerGroup
 from ..parallel.mesh import SequenceMesh
+from ..parallel.transport import count_open_hops
 from ..wire.codec import Received
 from ..wire.messages import Abort, Cancel, Evaluate, Go, Prepare, Repeat, Sample
 from ..wire.plans import shown_plan
@@ -161,6 +162,9 @@ class RankLoop:
         if failure:
             with ends_process_after(AGREEMENT_S, "agreeing on a failure", exit_status(failure.code)):
                 gate.agree_on(failure)
+            if hops := count_open_hops(self._group.transport):
+                # They would meet the next job's. To wait for them is no way out: another rank may have failed before it sent its part.
+                raise OutOfStep(f"the job failed while {hops} of its hops were under way", error=failure.code)
             self._models.memory.free()
         if ended_by := left or failure:
             report.failed(ended_by)
@@ -187,9 +191,7 @@ class RankLoop:
             gate.start()
         tensors = share(self._group, prepared.specs, prepared.frames)
         mesh = self._group.mesh(prepared.plan)
-        self._compiler.begin_job(
-            prepared.job.job_id, on_graph=lambda count: report.compiling(count, self._compiler.kinds)
-        )
+        self._compiler.begin_job(prepared.job.job_id, on_graph=report.compiling)
         prepared.model.bind(mesh, self._compiler)
         if prepared.model.variants is not None:
             prepared.model.variants.switch(prepared.variant)

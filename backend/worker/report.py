@@ -67,10 +67,10 @@ class JobReport:
             self._loading_after_s = self._clock() + LOADING_INTERVAL_S
             self._send(Progress(job_id=self._job_id, phase="loading", step=int(100 * fraction), steps=100), None)
 
-    def compiling(self, count: int, kinds: int) -> None:
-        """The compilation of a kind of block begins, the ``count``-th of this job."""
-        text = f"{count} of {max(count, kinds)}, once for pictures of this size"
-        self._tell(Progress(job_id=self._job_id, phase="compiling", step=count, steps=max(count, kinds), text=text))
+    def compiling(self, count: int, of: int) -> None:
+        """The compilation of a kind of block begins, the ``count``-th of this job; ``of``: how many are expected."""
+        text = f"{count} of {of}, once for pictures of this size"
+        self._tell(Progress(job_id=self._job_id, phase="compiling", step=count, steps=of, text=text))
 
     def sampling(self, step: int, steps: int, text: str) -> None:
         """``step`` of ``steps`` are done."""

@@ -76,8 +76,8 @@ def main() -> None:
         _leave(model)
     rank.facts = {
         "rows": rows,
-        "kinds": compiler.kinds,
-        "failures": compiler.failures,
+        "kinds": compiler.running.kinds if compiler.running else 0,
+        "failures": compiler.running.failures if compiler.running else {},
         "breaks": sum(counters["graph_break"].values()),
         "graphs": counters["stats"]["unique_graphs"],
         "hits": counters["inductor"]["fxgraph_cache_hit"],

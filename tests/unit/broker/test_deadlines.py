@@ -127,6 +127,13 @@ def test_a_trajectory_released_in_a_turn_that_hangs_ends_as_released() -> None:
     assert told(rig.group_lost(*restarts(actions)), A) == [Ended(job_id=job(1))]
 
 
+def test_a_compilation_is_waited_for_as_long_as_collectives_wait() -> None:
+    rig = rig_at_work()
+    rig.rank(0, Progress(job_id=job(1), phase="compiling", step=1, steps=2))
+    rig.cancel(A, 1)
+    assert restarts(waits_exactly(rig, 600.0)) == ["ranks 0 and 1 did not leave the job within 600 s"]
+
+
 # --- making ready ---------------------------------------------------------------------------------------------------------------
 
 

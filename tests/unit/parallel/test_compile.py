@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from tutti.backend.parallel.compile import Compiler
+from torch._dynamo.exc import TorchDynamoException
+from tutti.backend.parallel.compile import CompiledNetwork, Compiler
 from tutti.backend.parallel.compile_modes import AUTO, BLOCKS, COMPILE_MODES, GRAPHS, OFF
 from tutti.backend.parallel.exchange import Exchange, RawCodec
 from tutti.backend.parallel.partition import Partition
-from tutti.backend.parallel.regions import plain, repeated_blocks
+from tutti.backend.parallel.regions import Region, plain, repeated_blocks
 from tutti.backend.parallel.usp import CallContext, running_call, usp_operator
 
 from tests.support.meshes import single_rank_mesh
+
+pytestmark = pytest.mark.usefixtures("own_compiler")
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 """Policies for a GPU need none: no tensor of these tests goes there."""
@@ -49,22 +53,24 @@ JOINT = [f"layers.{i}.attn" for i in range(3)]
 
 
 @pytest.fixture
-def compilers() -> Iterator[list[Compiler]]:
-    """Those of a test, deaf to torch's compilations afterwards."""
+def own_compiler() -> Iterator[None]:
+    """What a compiler changes in torch is changed back, and nothing that compiles outlives the test."""
     import torch._inductor.config
     from torch._dynamo.callback import callback_handler
 
     before = list(callback_handler.start_callbacks), list(callback_handler.end_callbacks)
-    with torch._inductor.config.patch(compile_threads=1):  # no pool that outlives the test
-        yield []
+    limit = torch._dynamo.config.recompile_limit
+    with torch._inductor.config.patch(compile_threads=1):
+        yield
+    torch._dynamo.config.recompile_limit = limit
     callback_handler.start_callbacks[:], callback_handler.end_callbacks[:] = before
     torch._dynamo.reset()
 
 
-def run(compiler: Compiler, net: Net, tokens: int, job: str) -> Tensor:
+def run(compiler: Compiler, compiled: CompiledNetwork, net: Net, tokens: int, job: str) -> Tensor:
     """One call of a job."""
-    compiler.begin_job(job, lambda count: None)
-    with torch.no_grad(), compiler.call():
+    compiler.begin_job(job, lambda count, of: None)
+    with torch.no_grad(), compiled.call():
         return net(torch.ones(1, tokens, 8))  # type: ignore[no-any-return]
 
 
@@ -82,57 +88,57 @@ def test_the_blocks_that_hold_joint_attentions_are_compiled_and_no_others() -> N
         (BLOCKS, CPU, "blocks, no graph yet"),
     ],
 )
-def test_a_compiler_says_what_it_does(asked: str, device: torch.device, state: str, compilers: list[Compiler]) -> None:
+def test_a_compiler_says_what_it_does(asked: str, device: torch.device, state: str) -> None:
     assert asked in COMPILE_MODES
     assert Compiler(asked, device).state == state
 
 
 def test_off_leaves_the_network_alone() -> None:
     net = Net()
-    Compiler(OFF, CPU).install(net, JOINT)()
+    Compiler(OFF, CPU).install(net, JOINT)
     assert "forward" not in vars(net.layers[0])
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_auto_compiles_a_shape_in_the_second_job_that_has_it(compilers: list[Compiler]) -> None:
+def test_auto_compiles_a_shape_in_the_second_job_that_has_it() -> None:
     net, compiler = Net(), Compiler(AUTO, CUDA)
-    remove = compiler.install(net, JOINT)
-    eager = run(compiler, net, 5, "first")
-    run(compiler, net, 5, "first")
+    compiled = compiler.install(net, JOINT)
+    eager = run(compiler, compiled, net, 5, "first")
+    run(compiler, compiled, net, 5, "first")
     assert (compiler.graphs, compiler.note) == (0, ""), "the first picture never waits"
-    compiled = run(compiler, net, 5, "second")
+    answer = run(compiler, compiled, net, 5, "second")
     assert (compiler.graphs, compiler.note) == (1, "compiled"), "one graph for three blocks"
-    torch.testing.assert_close(compiled, eager, rtol=1e-6, atol=1e-6)
-    run(compiler, net, 7, "second")
+    torch.testing.assert_close(answer, eager, rtol=1e-6, atol=1e-6)
+    run(compiler, compiled, net, 7, "second")
     assert (compiler.graphs, compiler.note) == (1, ""), "another shape is a first picture again"
-    run(compiler, net, 7, "third")
-    run(compiler, net, 9, "third")
-    run(compiler, net, 9, "fourth")
+    run(compiler, compiled, net, 7, "third")
+    run(compiler, compiled, net, 9, "third")
+    run(compiler, compiled, net, 9, "fourth")
     assert compiler.graphs == 2, "the second graph has a symbolic length"
-    remove()
+    compiled.remove()
     assert "forward" not in vars(net.layers[0])
     assert torch.equal(net(torch.ones(1, 5, 8)).detach(), eager)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_compilation_is_announced_with_its_number_in_the_job(compilers: list[Compiler]) -> None:
+def test_a_compilation_is_announced_with_its_number_in_the_job() -> None:
     net, compiler, heard = Net(), Compiler(BLOCKS, CPU), []
-    compiler.install(net, JOINT)
+    compiled = compiler.install(net, JOINT)
     for job, tokens in (("a", 5), ("b", 7), ("b", 7)):
-        compiler.begin_job(job, lambda count, job=job: heard.append((job, count)))
-        with torch.no_grad(), compiler.call():
+        compiler.begin_job(job, lambda count, of, job=job: heard.append((job, count, of)))
+        with torch.no_grad(), compiled.call():
             net(torch.ones(1, tokens, 8))
-    assert heard == [("a", 1), ("b", 1)]
-    assert compiler.kinds == 1
+    assert heard == [("a", 1, 1), ("b", 1, 1)]
+    assert compiled.kinds == 1
     assert compiler.seconds > 0
     assert compiler.state.startswith("blocks, 2 graphs in")
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_call_whose_answer_nobody_uses_stays_in_a_compiled_graph(compilers: list[Compiler]) -> None:
+def test_a_call_whose_answer_nobody_uses_stays_in_a_compiled_graph() -> None:
     """Removed on one rank it would be a collective that the others wait in."""
     operator, token = usp_operator(), torch.zeros(1)
     mesh = single_rank_mesh()
@@ -165,19 +171,59 @@ def test_strides_and_bases_of_slices_do_not_reach_the_compiler() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_region_that_takes_too_many_graphs_runs_eager_and_says_so(
-    compilers: list[Compiler], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_region_that_takes_too_many_graphs_runs_eager_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     net, compiler = Net(), Compiler(BLOCKS, CPU)
     monkeypatch.setattr("torch._dynamo.config.recompile_limit", 1)
-    compiler.install(net, JOINT)
-    run(compiler, net, 5, "a")
-    assert compiler.failures == {}
-    out = run(compiler, net, 7, "b")
-    assert compiler.failures == {"Block": "it took more than 64 graphs"}
-    assert compiler.note == "not compiled: Block: it took more than 64 graphs"
-    assert out.shape == (1, 7, 8)
+    compiled = compiler.install(net, JOINT)
+    run(compiler, compiled, net, 5, "a")
+    assert (compiled.failures, compiler.graphs) == ({}, 1)
+    out = run(compiler, compiled, net, 7, "b")
+    why = "it took more than 64 graphs"
+    assert (out.shape, compiled.failures, compiler.graphs) == ((1, 7, 8), {"Block": why}, 1)
+    assert compiler.note == f"not compiled: Block: {why}"
+    assert compiler.state.endswith(f"; Block runs eager: {why}")
+    other = Net()
+    fresh = compiler.install(other, JOINT)
+    run(compiler, fresh, other, 5, "c")
+    assert (compiler.note, fresh.failures, compiled.failures) == ("compiled", {}, {}), "the next job starts anew"
 
 
-def test_cuda_graphs_without_cuda_are_blocks(compilers: list[Compiler]) -> None:
+class Pieces:
+    """Decides to compile what is cut in pieces, of which the second fails, after ``attentions`` of the first."""
+
+    def __init__(self, attentions: int) -> None:
+        self.attentions = attentions
+        self.gave_up: list[str] = []
+
+    def form_of(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def pieces(module: nn.Module, x: Tensor) -> Tensor:
+            for _ in range(self.attentions):
+                usp_operator()(x, x, x, torch.zeros(1), 0.5)
+            raise TorchDynamoException("the second piece")
+
+        return pieces
+
+    def decide(self, region: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
+        return True
+
+    def give_up(self, region: str, error: Exception) -> None:
+        self.gave_up.append(region)
+
+
+def test_what_has_exchanged_already_does_not_exchange_once_more() -> None:
+    context = CallContext(Partition.equal({"image": 6}, ring=1, ulysses=1), Exchange(single_rank_mesh(), RawCodec()))
+    x = torch.ones(1, 6, 2, 8)
+    for attentions in (0, 1):
+        block, pieces = nn.Identity(), Pieces(attentions)
+        region = Region(pieces, block)
+        with running_call(context):
+            if attentions:
+                with pytest.raises(TorchDynamoException):
+                    region(x)
+            else:
+                assert region(x) is x, "the control: nothing had run, so it runs eager"
+        assert pieces.gave_up == ["Identity"]
+
+
+def test_cuda_graphs_without_cuda_are_blocks() -> None:
     assert Compiler(GRAPHS, CPU).mode == BLOCKS
