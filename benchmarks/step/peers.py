@@ -63,7 +63,7 @@ class FakePeers:
         return _Arrived()
 
     def all_gather(self, gathered: Tensor, own: Tensor, group: ProcessGroup) -> None:
-        gathered.copy_(own.expand_as(gathered))
+        _fill(gathered, own)
         self._note("all-gather", own.nbytes * (group.size() - 1))
 
     def broadcast(self, tensor: Tensor, src: int, group: ProcessGroup) -> None:

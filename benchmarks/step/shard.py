@@ -14,7 +14,7 @@ from ...backend.models.family import ModelCall
 from ...backend.parallel.partition import Partition
 from ...backend.parallel.plan import Plan
 from ...backend.parallel.providers import provider_for
-from ...backend.parallel.providers.case import case_of, draw
+from ...backend.parallel.providers.case import case_of, draw, lengths
 from ...backend.parallel.providers.check import time_ms
 from ..report import Figure, Spread
 from .agreement import disagreement
@@ -134,8 +134,10 @@ def _chunk_attention_ms(shard: Shard, network: Any, call: ModelCall) -> float:
     query = call.x.new_empty(len(call.x), partition.held[0], heads, head_dim)
     provider = provider_for(query, head_dim**-0.5, partition, mesh)
     bucketed = case_of(query, head_dim**-0.5, partition, mesh)
-    own = replace(bucketed, queries=sum(partition.peers_held(0)), keys=max(partition.chunk_lengths))
-    return time_ms(provider, *draw(own, shard.device), own.scale)
+    queries, keys = lengths(partition, bucketed.schedule)
+    own = replace(bucketed, queries=queries, keys=keys)
+    lanes = {call.first_head: call for call in reversed(own.calls)}  # each takes some of the heads
+    return sum(time_ms(provider, *draw(own, shard.device, call), own.scale) for call in lanes.values())
 
 
 def figures_of(shard: Shard, measured: Measured) -> list[Figure]:

@@ -23,6 +23,12 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[RankResult]:
         ("wrong on one rank", "a"),
         ("wrong on both in turn", "math"),
         ("none on one rank", "math"),
+        ("fails as it is timed", "b"),
+        ("all fail as they are timed", "math"),
+        ("no room for the check on rank 0", "math"),
+        ("no room for the check on rank 1", "math"),
+        ("no room to take times", "a"),  # they are right: the first will do
+        ("after all that", "a"),  # and no rank is a collective ahead
     ],
 )
 def test_all_ranks_choose_the_same_kernel(name: str, chosen: str, ranks: list[RankResult]) -> None:
@@ -34,3 +40,12 @@ def test_the_rank_that_found_a_fault_says_so(ranks: list[RankResult]) -> None:
     told = ["\n".join(result.facts["reports"]) for result in ranks]
     assert "wrong-lse is off" in told[1]
     assert all("no kernel is right on every rank" in text for text in told)
+
+
+def test_what_failed_is_said_in_one_line(ranks: list[RankResult]) -> None:
+    first, second = (result.facts["reports"] for result in ranks)
+    assert any("a is off for" in text and "no room for a second workspace as it is timed" in text for text in first)
+    assert any("no kernel could be timed; it runs by the formula" in text for text in second)
+    for told in (first, second):
+        assert any("no kernel could be checked for" in text for text in told)
+        assert not any("\n" in text for text in told)

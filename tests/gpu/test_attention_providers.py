@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tutti.backend.parallel.plan import SCHEDULES
 from tutti.backend.parallel.providers import AttentionProvider, MathFallback
 from tutti.backend.parallel.providers.cache import TimesCache, versions
 from tutti.backend.parallel.providers.case import AttentionCase, draw
@@ -28,7 +29,9 @@ KERNELS: list[AttentionProvider] = [CudaFlash(), CudaCudnn(), CudaEfficient()]
 SHAPES = [(1, 24, 128, 4608, 4608), (3, 5, 64, 63, 97), (1, 3, 128, 1, 1), (2, 12, 128, 48, 2304)]
 
 
-def asked(dtype: torch.dtype, shape: tuple[int, int, int, int, int], *, exchanged: bool) -> AttentionCase:
+def asked(
+    dtype: torch.dtype, shape: tuple[int, int, int, int, int], *, exchanged: bool, schedule: str = "ring"
+) -> AttentionCase:
     batch, heads, head_dim, queries, keys = shape
     return AttentionCase(
         dtype=dtype,
@@ -40,6 +43,8 @@ def asked(dtype: torch.dtype, shape: tuple[int, int, int, int, int], *, exchange
         scale=head_dim**-0.5,
         needs_lse=True,
         from_exchange=exchanged,
+        schedule=schedule,
+        compacted=True,
     )
 
 
@@ -47,16 +52,22 @@ def asked(dtype: torch.dtype, shape: tuple[int, int, int, int, int], *, exchange
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("exchanged", [False, True])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_torchs_kernels_are_right_with_their_log_sum_exp(
-    provider: AttentionProvider, dtype: torch.dtype, shape: tuple[int, int, int, int, int], exchanged: bool
+    provider: AttentionProvider,
+    dtype: torch.dtype,
+    shape: tuple[int, int, int, int, int],
+    exchanged: bool,
+    schedule: str,
 ) -> None:
     device = torch.device("cuda", 0)
     if not provider.takes(device, dtype, shape[2]):
         assert dtype == torch.float32
         assert not isinstance(provider, CudaEfficient)
         return
-    one = asked(dtype, shape, exchanged=exchanged)
-    assert fault(provider, *draw(one, device), one.scale, needs_lse=True) is None
+    one = asked(dtype, shape, exchanged=exchanged, schedule=schedule)
+    for call in one.calls:
+        assert fault(provider, *draw(one, device, call), one.scale, needs_lse=True) is None
 
 
 def test_the_check_notices_another_scale_on_a_gpu() -> None:

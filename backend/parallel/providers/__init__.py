@@ -6,8 +6,9 @@ Everybody else imports from here. Nothing beyond torch is imported before a GPU 
 from __future__ import annotations
 
 from .attention import Attended, AttentionProvider
-from .choice import choose_provider, provider_for, reports
+from .choice import choose_provider, provider_for
 from .kernels import CpuFlash, CudaEfficient, CudaFlash, MathFallback
+from .notes import reports
 
 __all__ = [
     "Attended",

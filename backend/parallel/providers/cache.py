@@ -17,7 +17,7 @@ from typing import Final
 
 import torch
 
-from .from_xfuser import PACKAGE, installed
+from .from_xfuser import DISTRIBUTIONS, installed
 
 FOLDER_VARIABLE: Final = "TUTTI_CACHE_FOLDER"
 """Where a rank finds the daemon's cache directory; without it nothing is kept."""
@@ -33,7 +33,7 @@ def versions(device: torch.device) -> dict[str, str]:
     """What decides how fast a kernel is, beside the shape."""
     found = {"format": str(_FORMAT), "torch": torch.__version__, "device": device.type}
     if installed():
-        found[PACKAGE] = importlib.metadata.version(PACKAGE)
+        found |= {name: version for name in DISTRIBUTIONS if (version := _version(name)) is not None}
     if device.type == "cuda":
         found |= {
             "cuda": str(torch.version.cuda),
@@ -42,6 +42,13 @@ def versions(device: torch.device) -> dict[str, str]:
             "driver": _driver(),
         }
     return found
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _driver() -> str:
@@ -93,8 +100,11 @@ class TimesCache:
             return {}
         if not isinstance(content, dict) or content.get("versions") != self._versions:
             return {}
+        kept = content.get("times")
+        if not isinstance(kept, dict):
+            return {}
         return {
             case: {name: float(ms) for name, ms in times.items() if isinstance(ms, int | float) and ms > 0}
-            for case, times in content.get("times", {}).items()
+            for case, times in kept.items()
             if isinstance(times, dict)
         }

@@ -49,7 +49,12 @@ def fault(provider: AttentionProvider, q: Tensor, k: Tensor, v: Tensor, scale: f
             return "it gives no log-sum-exp, which a ring needs"
         return _disagreement(got, q, k, v, scale, needs_lse=needs_lse)
     except Exception as error:  # a kernel that somebody else wrote, in a version that nobody here has seen
-        return f"it raises {type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+        return f"it {reason_of(error)}"
+
+
+def reason_of(error: Exception) -> str:
+    """What went wrong, in one line: ``raises RuntimeError: ...``."""
+    return f"raises {type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
 
 
 def _disagreement(got: Attended, q: Tensor, k: Tensor, v: Tensor, scale: float, *, needs_lse: bool) -> str | None:

@@ -11,7 +11,6 @@ follow from the plan and the partition, and choices are kept by the ranks that m
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -22,20 +21,19 @@ from ...errors import InternalError
 from ..mesh import SequenceMesh
 from ..partition import Partition
 from .attention import AttentionProvider
-from .cache import Times, TimesCache
-from .case import AttentionCase, case_of, draw
-from .check import fault, time_ms
+from .cache import TimesCache
+from .case import AttentionCase, case_of
 from .from_xfuser import XFUSER
 from .kernels import CpuFlash, CudaCudnn, CudaEfficient, CudaFlash, MathFallback
+from .notes import note
+from .trials import Trials
 
 MATH: Final = MathFallback()
 PROVIDERS: Final[tuple[AttentionProvider, ...]] = (CpuFlash(), CudaFlash(), CudaEfficient(), CudaCudnn(), *XFUSER, MATH)
 """In order of preference where nothing is measured. The same list on every rank: a choice travels as a place in it."""
-WORTH_IT: Final = 0.97
-"""A kernel is preferred to one that stands before it when it takes at most this share of its time: noise must not decide."""
 SHORTCUTS: Final = 256
-
-log = logging.getLogger(__name__)
+NO_PLACE: Final = -1
+"""What rank 0 says when all kernels fail as it times them."""
 
 
 @functools.cache
@@ -54,26 +52,9 @@ def provider_for(q_BnHD: Tensor, scale: float, partition: Partition, mesh: Seque
     return _choices(q_BnHD.device).seen(q_BnHD, scale, partition, mesh)
 
 
-def reports() -> list[str]:
-    """What was chosen, and what was switched off and why, in sentences for people; the latest last."""
-    return list(_reports)
-
-
-_reports: list[str] = []
-
-
 @functools.cache
 def _choices(device: torch.device) -> Choices:
     return Choices(PROVIDERS, device, TimesCache.of_this_process(device))
-
-
-def fastest(usable: Sequence[str], times: Times) -> str:
-    """The name that wins. ``usable`` in order of preference; one without a time loses against one that has one."""
-    best = usable[0]
-    for name in usable[1:]:
-        if times.get(name, float("inf")) < WORTH_IT * times.get(best, float("inf")):
-            best = name
-    return best
 
 
 class _Seen(NamedTuple):
@@ -90,12 +71,12 @@ class Choices:
     def __init__(self, providers: Sequence[AttentionProvider], device: torch.device, cache: TimesCache) -> None:
         self._providers = providers
         self._device = device
-        self._cache = cache
+        self._trials = Trials(providers, device, cache)
         self._chosen: dict[tuple[tuple[int, ...], AttentionCase], AttentionProvider] = {}
         self._seen: dict[tuple[int, int, torch.dtype, torch.Size, float], _Seen] = {}
 
     def seen(self, q_BnHD: Tensor, scale: float, partition: Partition, mesh: SequenceMesh) -> AttentionProvider:
-        """The kernel of an attention, by a shortcut where the very same objects came before: to name a case takes 10 microseconds.
+        """The kernel of an attention, by a shortcut where the very same objects came before: to name a case takes several times as long.
 
         Only this rank's business: what a shortcut leads to was chosen by all.
         """
@@ -116,55 +97,25 @@ class Choices:
         return self._chosen[key]
 
     def _choose(self, case: AttentionCase, mesh: SequenceMesh) -> AttentionProvider:
-        candidates = self._candidates(case)
-        tensors = draw(case, self._device) if candidates else None
-        right = [] if tensors is None else [p for p in candidates if self._is_right(p, tensors, case)]
+        """Both collectives are reached whatever fails on the way: the other ranks wait in them."""
+        right = self._trials.right(case)
         mine = torch.tensor([any(p is r for r in right) for p in self._providers], device=self._device)
         usable = [p for p, ok in zip(self._providers, _on_every_rank(mine, mesh).tolist(), strict=True) if ok]
         if not usable:
-            _report(
-                f"attention {case.key}: no kernel is right on every rank; it runs by the formula, slowly", warn=True
-            )
-            return MATH
+            return _by_formula(case, "no kernel is right on every rank")
         place = torch.zeros(1, dtype=torch.int64, device=self._device)
-        if mesh.sequence.index == 0 and tensors is not None:
-            place.fill_(self._place(self._winner(usable, tensors, case)))
+        if mesh.sequence.index == 0:
+            place.fill_(self._place(self._trials.winner(usable, case)))
         if mesh.world_size > 1:
             mesh.transport.broadcast(place, mesh.sequence.ranks[0], mesh.sequence.process_group)
+        if int(place) == NO_PLACE:
+            return _by_formula(case, "no kernel could be timed")
         chosen = self._providers[int(place)]
-        _report(f"attention {case.key}: {chosen.name}")
+        note(f"attention {case.key}: {chosen.name}")
         return chosen
 
-    def _candidates(self, case: AttentionCase) -> list[AttentionProvider]:
-        """Exact kernels that take such tensors. Not the formula, whose scores may not fit into memory: it is there when all others fail."""
-        return [
-            p for p in self._providers if p.exact and p is not MATH and p.takes(self._device, case.dtype, case.head_dim)
-        ]
-
-    def _is_right(
-        self, provider: AttentionProvider, tensors: tuple[Tensor, Tensor, Tensor], case: AttentionCase
-    ) -> bool:
-        reason = fault(provider, *tensors, case.scale, needs_lse=case.needs_lse)
-        if reason is not None:
-            _report(f"{provider.name} is off for {case.key}: {reason}", warn=True)
-        return reason is None
-
-    def _winner(
-        self, usable: Sequence[AttentionProvider], tensors: tuple[Tensor, Tensor, Tensor], case: AttentionCase
-    ) -> AttentionProvider:
-        """The fastest, by the times kept on disk and those of what was never measured. Nothing is measured where there is one."""
-        if len(usable) == 1:
-            return usable[0]
-        times = self._cache.get(case.key)
-        missing = {p.name: time_ms(p, *tensors, case.scale) for p in usable if p.name not in times}
-        if missing:
-            times |= missing
-            self._cache.put(case.key, times)
-        name = fastest([p.name for p in usable], times)
-        return next(p for p in usable if p.name == name)
-
-    def _place(self, provider: AttentionProvider) -> int:
-        return next(place for place, known in enumerate(self._providers) if known is provider)
+    def _place(self, provider: AttentionProvider | None) -> int:
+        return next((place for place, known in enumerate(self._providers) if known is provider), NO_PLACE)
 
 
 def _on_every_rank(mine: Tensor, mesh: SequenceMesh) -> Tensor:
@@ -176,8 +127,6 @@ def _on_every_rank(mine: Tensor, mesh: SequenceMesh) -> Tensor:
     return gathered.all(0)
 
 
-def _report(text: str, *, warn: bool = False) -> None:
-    log.log(logging.WARNING if warn else logging.INFO, text)
-    if text not in _reports:
-        _reports.append(text)
-        del _reports[:-32]
+def _by_formula(case: AttentionCase, why: str) -> AttentionProvider:
+    note(f"attention {case.key}: {why}; it runs by the formula, slowly", warn=True)
+    return MATH

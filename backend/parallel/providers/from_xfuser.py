@@ -20,6 +20,8 @@ from .attention import Attended
 from .kernels import takes_16_bit
 
 PACKAGE = "xfuser"
+DISTRIBUTIONS = (PACKAGE, "flash-attn", "flash-attn-3", "flashattn-hopper", "flash-attn-4", "sageattention")
+"""Whose code runs behind these functions. FlashAttention 3 had another name in its first year."""
 _TABLE = "xfuser.core.distributed.attention_backend"
 
 Function = Callable[..., tuple[Tensor, Tensor | None]]

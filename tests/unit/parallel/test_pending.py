@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 import torch.distributed as dist
-from tutti.backend.parallel.pending import HopUnderWay, LaterHop
+from tutti.backend.parallel.pending import HopUnderWay, LaterHop, OpenHops
 
 DEADLINE_S = 10
 
@@ -73,3 +73,47 @@ def test_a_failure_of_an_earlier_hop_reaches_who_waits_for_the_later_one() -> No
     for _ in range(2):
         with pytest.raises(RuntimeError, match="has gone"):
             hop.wait()
+
+
+def test_a_hop_is_open_from_its_start_until_its_wait_has_returned() -> None:
+    hops, works = OpenHops(), [WaitedOnce()]
+    seen: list[int] = []
+
+    def start() -> HopUnderWay:
+        seen.append(hops.count)
+        return HopUnderWay([cast(dist.Work, work) for work in works])
+
+    first, second = hops.begin(start), hops.begin(lambda: Gate())
+    assert (seen, hops.count) == ([1], 2)
+    first.wait()
+    first.wait()
+    assert hops.count == 1, "waiting twice closes one hop"
+    assert second is not first
+
+
+def test_a_later_hop_is_open_from_its_promise() -> None:
+    hops, earlier, last = OpenHops(), Gate(), Gate()
+    first = hops.begin(lambda: earlier)
+    hop = hops.begin(lambda: LaterHop(lambda: last, [first]))
+    assert hops.count == 2, "it has not started"
+    earlier.opened.set()
+    last.opened.set()
+    hop.wait()
+    assert hops.count == 0, "its thread has waited for the first"
+
+
+def test_a_hop_that_failed_stays_open() -> None:
+    hops = OpenHops()
+
+    class Gone:
+        def wait(self) -> None:
+            raise RuntimeError("the other rank has gone")
+
+    def fail() -> Gate:
+        raise RuntimeError("some transfers had been started")
+
+    with pytest.raises(RuntimeError, match="has gone"):
+        hops.begin(Gone).wait()
+    with pytest.raises(RuntimeError, match="had been started"):
+        hops.begin(fail)
+    assert hops.count == 2
