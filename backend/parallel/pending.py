@@ -60,3 +60,49 @@ class LaterHop:
         if self._hop is None:
             raise self._failure or RuntimeError("A later hop did not start.")
         self._hop.wait()
+
+
+class OpenHops:
+    """The hops of a transport that are not over: from just before one is started, or promised for later, until a wait for it has returned.
+
+    One whose start or wait raised stays open for good: part of it may still be on its way, and would meet a later hop.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._hops: set[_Counted] = set()
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        with self._lock:
+            return len(self._hops)
+
+    def begin(self, start: Callable[[], Pending]) -> Pending:
+        """Start a hop, or promise one, that is open from now on. Waiting for what this returns closes it."""
+        hop = _Counted(self._close)
+        with self._lock:
+            self._hops.add(hop)
+        hop.begin(start)
+        return hop
+
+    def _close(self, hop: _Counted) -> None:
+        with self._lock:
+            self._hops.discard(hop)
+
+
+class _Counted:
+    """A hop that says when it is over."""
+
+    def __init__(self, close: Callable[[_Counted], None]) -> None:
+        self._close = close
+        self._hop: Pending | None = None
+
+    def begin(self, start: Callable[[], Pending]) -> None:
+        self._hop = start()
+
+    def wait(self) -> None:
+        if self._hop is None:
+            raise RuntimeError("A hop did not start.")
+        self._hop.wait()
+        self._close(self)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ..errors import BadPlan
-from .pending import HopUnderWay, LaterHop, Pending
+from .pending import HopUnderWay, LaterHop, OpenHops, Pending
 
 
 class Message(NamedTuple):
@@ -92,6 +92,7 @@ class DirectTransport:
         self.name = backend
         self.backend = backend
         self.sent_bytes = 0
+        self.hops = OpenHops()
 
     def all_to_all(
         self,
@@ -116,7 +117,8 @@ class DirectTransport:
             return HopUnderWay(dist.batch_isend_irecv(operations))
 
         # The transfers of a NCCL group follow one another on its stream: what has been started before is over before.
-        return LaterHop(start, after) if after and self.backend == "gloo" else start()
+        is_later = bool(after) and self.backend == "gloo"
+        return self.hops.begin(lambda: LaterHop(start, after) if is_later else start())
 
     def all_gather(self, gathered: Tensor, own: Tensor, group: ProcessGroup) -> None:
         gather_bytes(gathered, own, group)
@@ -189,6 +191,14 @@ class _Landing:
         while self._copies:
             received, landing = self._copies.pop()
             received.copy_(landing)
+
+
+def count_open_hops(transport: Transport) -> int:
+    """Hops that this rank has started, or promised, and not waited for to their end; 0 for stand-ins, which keep no count.
+
+    On NCCL a wait returns before the transfer is over: what it counts is who would still have to wait.
+    """
+    return transport.hops.count if isinstance(transport, DirectTransport) else 0
 
 
 TRANSPORTS = ("nccl", "gloo", "gloo-host-staged")

@@ -6,7 +6,8 @@ Calls: start and end of every model call in ``<rank>.calls``, on the clock that 
 A checkpoint called ``fault.safetensors`` is not read; its options say how a call ends: ``call_s`` (how long it takes), ``fail``
 (``memory``, ``bug`` or ``exit``), ``fail_rank`` (-1: every rank), ``meet`` (the other ranks wait for it in a collective) and ``fail_call`` (counted from 0 within the process).
 Whatever the checkpoint: ``$TEST_RANKS_FOLDER/armed``, a JSON ``{"place", "rank"}``, makes that rank (-1: every rank) fail where the tensors are
-shared (``share``) or between that and the gate of a call (``network``), or makes its calls last until the broker has spoken (``call``).
+shared (``share``), between that and the gate of a call (``network``) or, as the JSON's ``fail`` says, in the local attention of its first
+step (``attention``), or makes its calls last until the broker has spoken (``call``).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 from tutti.backend.models.adapter import Option
 from tutti.backend.models.registry import ResidentModel, load_model
+from tutti.backend.parallel import usp
 from tutti.backend.parallel.exchange import RawCodec
 from tutti.backend.parallel.mesh import SequenceMesh
 from tutti.backend.supervisor.liveness import watch
@@ -53,13 +55,13 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return state.hexdigest()
 
 
-def armed(place: str) -> bool:
-    """Whether this rank is to misbehave at this place now."""
+def armed(place: str) -> str:
+    """How this rank is to misbehave at this place now; empty: not at all."""
     try:
         told = json.loads((FOLDER / "armed").read_text())
     except FileNotFoundError:
-        return False
-    return told["place"] == place and told["rank"] in (-1, RANK)
+        return ""
+    return str(told.get("fail", "bug")) if told["place"] == place and told["rank"] in (-1, RANK) else ""
 
 
 class WatchedLink(BrokerLink):
@@ -120,7 +122,7 @@ def load(path: Path, *, dtype: torch.dtype, device: torch.device, **how: Any) ->
     def velocity(
         x: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor], options: Mapping[str, Option]
     ) -> Tensor:
-        is_held = armed("call")  # before the diary says that the call has begun
+        is_held = bool(armed("call"))  # before the diary says that the call has begun
         held = {"x": x, "timestep": timestep}
         write(event="call", x=digest(held), inputs=digest({**held, **conditioning}), shape=list(x.shape))
         start_s = time.monotonic()
@@ -141,7 +143,7 @@ def drop(codec: RawCodec, payload: Tensor, landing: Tensor) -> Tensor:
 
 
 run_sample = loop.run_sample
-share, prepare = loop.share, GatedNetwork.prepare
+share, prepare, provider_for = loop.share, GatedNetwork.prepare, usp.provider_for
 
 
 def share_unless_armed(*arguments: Any) -> Any:
@@ -156,6 +158,12 @@ def prepare_unless_armed(*arguments: Any) -> Any:
     return prepare(*arguments)
 
 
+def provider_unless_armed(*arguments: Any) -> Any:
+    """One that fails when it is called: in a ring, with the first hop under way."""
+    how = armed("attention")
+    return (lambda *_: fail(how)) if how else provider_for(*arguments)
+
+
 def run_sample_with_diary(*arguments: Any) -> Any:
     outcome = run_sample(*arguments)
     write(event="sampled", latent=digest({"latent": outcome.latent, "x0": outcome.x0}))
@@ -168,6 +176,7 @@ if __name__ == "__main__":
     loop.run_sample = run_sample_with_diary
     loop.share = share_unless_armed
     GatedNetwork.prepare = prepare_unless_armed  # type: ignore[method-assign]
+    usp.provider_for = provider_unless_armed
     rank.BrokerLink = WatchedLink  # type: ignore[misc]
     watch()
     rank.run_rank(load)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import signal
 import time
@@ -169,6 +170,56 @@ def test_a_failure_of_one_rank_ends_the_group_soon_and_never_hangs(
     assert ended_with <= {EXIT_GROUP_BROKEN, meaning[how]}
     assert "this rank ends" in mortal.logs()
     assert not isinstance(turn.answer, Result)
+
+
+def arm(group: RankGroup, how: str) -> Path:
+    """Every rank's next local attention fails; returns the file that says so."""
+    told = group.folder / "armed"
+    told.write_text(json.dumps({"place": "attention", "rank": -1, "fail": how}))
+    return told
+
+
+@pytest.mark.parametrize(
+    ("ranks", "plan", "how", "status"),
+    [
+        (2, "ring=2", "memory", EXIT_OUT_OF_MEMORY),
+        (2, "ring=2,schedule=tokenring", "bug", EXIT_FAILED_ALONE),
+        (3, "ring=3,schedule=prefetch-2", "memory", EXIT_OUT_OF_MEMORY),
+    ],
+    ids=["one hop", "queries that travel", "a hop and a later one"],
+)
+def test_the_same_failure_on_every_rank_with_hops_under_way_ends_all_of_them(
+    ranks: int, plan: str, how: str, status: int, checkpoint: Path
+) -> None:
+    """All agree, but the next job's hops would pair with those that are under way, and wait forever."""
+    with running(ranks, module=ENTRY) as group:
+        tensors = sample_tensors()
+        arm(group, how)
+        turn = group.prepare(sample_of(tensors), tensors, checkpoint, plan=plan)
+        group.wait_prepared(turn)
+        group.go(turn)
+        # All in less than a rank waits for the agreement: none was left alone with its failure. (A slow machine's call takes a second.)
+        ended_with = [process.wait(AGREEMENT_S) for process in group.processes]
+        # A rank whose end the others saw before they had agreed took them along.
+        assert status in ended_with
+        assert set(ended_with) <= {status, EXIT_GROUP_BROKEN}
+        assert "were under way" in group.logs()
+
+
+@pytest.mark.parametrize("plan", ["ulysses=2", "ring=2,schedule=allgather"])
+def test_the_same_failure_in_an_attention_without_hops_keeps_the_group(
+    plan: str, group: RankGroup, checkpoint: Path
+) -> None:
+    pids, tensors, told = group.pids, sample_tensors(), arm(group, "memory")
+    try:
+        turn = group.run(sample_of(tensors), tensors, checkpoint, plan=plan)
+    finally:
+        told.unlink()
+    assert isinstance(turn.answer, Failed)
+    assert turn.answer.code == "out_of_memory"
+    after = group.run(sample_of(tensors), tensors, checkpoint, plan="ring=2")
+    assert isinstance(after.answer, Result)
+    assert_next_job_is_right(group, checkpoint, pids)
 
 
 @pytest.mark.parametrize(
