@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import logging
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -54,17 +54,21 @@ class Compiler:
         """Compilations so far that succeeded."""
         self.seconds = 0.0
         """Time spent in compilations."""
-        self.running: CompiledNetwork | None = None
-        """The network whose call ran last."""
+        self._running: Callable[[], CompiledNetwork | None] = lambda: None
         self._job = ""
         self._on_graph: Callable[[int, int], None] = lambda count, kinds: None
         self._begun_in_job = 0
         self._began_s = 0.0
         self._seen: OrderedDict[Hashable, str] = OrderedDict()
         self._forms: dict[Callable[..., Any], Callable[..., Any]] = {}
-        self._failures: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()
+        self._failures: weakref.WeakKeyDictionary[nn.Module, dict[str, str]] = weakref.WeakKeyDictionary()
         if self.mode != OFF:
             _watch_compilations(self)
+
+    @property
+    def running(self) -> CompiledNetwork | None:
+        """The network whose call ran last in this job, as long as it is loaded."""
+        return self._running()
 
     @property
     def state(self) -> str:
@@ -72,18 +76,20 @@ class Compiler:
         if self.mode == OFF:
             return "off: kernels of a CPU gain nothing from it" if self.asked == AUTO else "off"
         graphs = f"{self.graphs} graph{'s' if self.graphs != 1 else ''} in {self.seconds:.0f} s"
-        failures = {} if self.running is None else self.running.failures
+        network = self.running
+        failures = {} if network is None else network.failures
         failed = "".join(f"; {name} runs eager: {why}" for name, why in failures.items())
         return f"{self.mode}, {graphs if self.graphs else 'no graph yet'}{failed}"
 
     @property
     def note(self) -> str:
         """For the node of the running job: empty where its network runs eager because it was meant to."""
-        if self.running is None:
+        network = self.running
+        if network is None:
             return ""
-        for name, why in self.running.failures.items():
+        for name, why in network.failures.items():
             return f"not compiled: {name}: {why}"
-        return "compiled" if self.running.runs_compiled else ""
+        return "compiled" if network.runs_compiled else ""
 
     def begin_job(self, job: str, on_graph: Callable[[int, int], None]) -> None:
         """The calls that follow belong to this job, or to the same one as before.
@@ -93,7 +99,7 @@ class Compiler:
         self._on_graph = on_graph
         if job == self._job:
             return
-        self._job, self._begun_in_job, self.running = job, 0, None
+        self._job, self._begun_in_job, self._running = job, 0, lambda: None
         if any(_FULL in reasons.values() for reasons in self._failures.values()):
             # Graphs of models that are gone count too: start anew, from what is on the disk.
             torch._dynamo.reset()
@@ -119,6 +125,10 @@ class Compiler:
             )
         return self._forms[forward]
 
+    def runs(self, network: CompiledNetwork) -> None:
+        """A call of this network begins. It is not kept: models are dropped for room before the next job begins."""
+        self._running = weakref.ref(network)
+
     def is_due(self, shape: Hashable) -> bool:
         """Whether a call of this shape runs compiled. ``auto``: from the second job that has it on."""
         if self.asked != AUTO:
@@ -136,7 +146,8 @@ class Compiler:
             return
         self.graphs += 1
         self._begun_in_job += 1
-        kinds = 1 if self.running is None else self.running.kinds
+        network = self.running
+        kinds = 1 if network is None else network.kinds
         self._on_graph(self._begun_in_job, max(self._begun_in_job, kinds))
 
     def compilation_ends(self, _: Any) -> None:
@@ -164,7 +175,8 @@ class CompiledNetwork:
     @contextmanager
     def call(self) -> Iterator[None]:
         """One model call: its regions run compiled all, or none."""
-        self._compiler.running, self.runs_compiled, self._decided = self, False, False
+        self._compiler.runs(self)
+        self.runs_compiled = self._decided = False
         if self._compiler.mode == GRAPHS:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         yield

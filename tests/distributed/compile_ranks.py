@@ -73,17 +73,17 @@ def main() -> None:
             }
             for name in calls
         ]
+        network = compiler.running
+        assert network is not None
+        rank.facts = {"kinds": network.kinds, "failures": network.failures, "state": compiler.state}
         _leave(model)
-    rank.facts = {
+    rank.facts |= {
         "rows": rows,
-        "kinds": compiler.running.kinds if compiler.running else 0,
-        "failures": compiler.running.failures if compiler.running else {},
         "breaks": sum(counters["graph_break"].values()),
         "graphs": counters["stats"]["unique_graphs"],
         "hits": counters["inductor"]["fxgraph_cache_hit"],
         "misses": counters["inductor"]["fxgraph_cache_miss"],
         "seconds": compiler.seconds,
-        "state": compiler.state,
     }
     rank.finish()
 

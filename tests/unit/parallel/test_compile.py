@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -186,6 +188,21 @@ def test_a_region_that_takes_too_many_graphs_runs_eager_and_says_so(monkeypatch:
     fresh = compiler.install(other, JOINT)
     run(compiler, fresh, other, 5, "c")
     assert (compiler.note, fresh.failures, compiled.failures) == ("compiled", {}, {}), "the next job starts anew"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_model_that_is_dropped_is_not_kept_by_what_was_compiled() -> None:
+    net, compiler = Net(), Compiler(BLOCKS, CPU)
+    compiled = compiler.install(net, JOINT)
+    run(compiler, compiled, net, 5, "a")
+    dropped = weakref.ref(net)
+    gc.collect()
+    assert dropped() is not None, "the control: it is bound"
+    del net, compiled
+    gc.collect()
+    assert (dropped(), compiler.running) == (None, None)
+    assert compiler.state.startswith("blocks, 1 graph in")
 
 
 class Pieces:
