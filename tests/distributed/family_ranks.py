@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from tutti.backend.models.registry import load_model
 from tutti.backend.parallel.branches import compute_branches
+from tutti.backend.parallel.compile import Compiler
 from tutti.backend.parallel.exchange import RawCodec
 from tutti.backend.parallel.plan import Plan
 
@@ -34,9 +36,13 @@ def main() -> None:
     rank.facts = {"families": sorted({model.family for model in models.values()})}
     calls = read_calls(Path(rank.arguments["calls"]))
     whole = RawCodec.decode
-    for (plan, checkpoint, dropped), group in groupby(rank.arguments["cases"], key=_together):
+    compilers = {mode: Compiler(mode, rank.group.device) for mode in ("off", "blocks")}
+    for (plan, checkpoint, dropped, mode), group in groupby(rank.arguments["cases"], key=_together):
         cases, model, mesh = list(group), models[checkpoint], rank.group.mesh(Plan.parse(plan))
-        model.bind(mesh)
+        if mode != "off":
+            warnings.resetwarnings()  # the compiler imports parts of torch that torch itself has deprecated
+            _unbind(model)
+        model.bind(mesh, compilers[mode])
         drops = dropped and mesh.sequence.index == mesh.sequence.size - 1
         RawCodec.decode = _Dropped.decode if drops else whole  # type: ignore[method-assign]
 
@@ -51,11 +57,24 @@ def main() -> None:
         shapes = [model.adapter.answer_shape(tuple(calls[case["call"]].x.shape)) for case in cases]
         answers = compute_branches(mesh, shapes, compute)
         rank.tensors |= {case["name"]: answer for case, answer in zip(cases, answers, strict=True)}
+        if mode != "off":
+            network = compilers[mode].running
+            assert network is not None
+            rank.facts.setdefault("not compiled", {}).update(network.failures)
+            _unbind(model)
+    rank.facts["graphs"] = compilers["blocks"].graphs
     rank.finish()
 
 
-def _together(case: dict[str, Any]) -> tuple[str, str, bool]:
-    return case["plan"], case["checkpoint"], case["dropped"]
+def _unbind(model: Any) -> None:
+    """Take the network off its mesh, so that the next binding is a new one, compiled otherwise."""
+    if model.adapter._binding is not None:
+        model.adapter._binding.remove()
+        model.adapter._binding = None
+
+
+def _together(case: dict[str, Any]) -> tuple[str, str, bool, str]:
+    return case["plan"], case["checkpoint"], case["dropped"], case["mode"]
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ FLUX_CALLS = {
 PLANS = {2: ("ring=2", "ulysses=2"), 4: ("ring=2,ulysses=2",)}
 GRAPHS_OF_A_KIND = 2
 """One for the first shape, one for all other text lengths."""
+FAMILY_CALLS = 2
 MOST_SORTS = 4
 """Sorts of blocks of one class in the small checkpoints: SD3's have dual attention, the last one, and the rest."""
 
@@ -61,31 +62,20 @@ def test_flux_compiles_twice_for_all_plans_and_text_lengths(world_size: int, tmp
         assert 0 < result.facts["graphs"] <= GRAPHS_OF_A_KIND * result.facts["kinds"]
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_every_family_compiles(name: str, tmp_path: Path) -> None:
-    """Qwen-Image under ring x ulysses is what FastUSP could not compile."""
-    world_size, plan = (4, "ring=2,ulysses=2") if name == "qwen_image" else (2, "ring=2")
-    compile_family(name, tmp_path, calls=1, world_size=world_size, plans=(plan,))
-
-
 @pytest.mark.compile
 @pytest.mark.parametrize("world_size", PLANS)
 @pytest.mark.parametrize("name", ROWS)
 def test_every_family_compiles_under_every_plan(name: str, world_size: int, tmp_path: Path) -> None:
-    compile_family(name, tmp_path, calls=2, world_size=world_size, plans=PLANS[world_size])
-
-
-def compile_family(name: str, tmp_path: Path, *, calls: int, world_size: int, plans: tuple[str, ...]) -> None:
-    """The first calls of the family's first checkpoint."""
+    """One plan of each family is compared with stock ComfyUI in ``test_family_parity``."""
     family, rows = ROWS[name]
     row = rows[0]
     checkpoint = tmp_path / "tiny.safetensors"
     write_tiny(checkpoint, family, row.geometry, seed=0, metadata=row.metadata)
-    drawn = {call: row.calls[call] for call in list(row.calls)[:calls]}
-    for result in compile_on_ranks(tmp_path, checkpoint, drawn, world_size, plans):
+    calls = {call: row.calls[call] for call in list(row.calls)[:FAMILY_CALLS]}
+    for result in compile_on_ranks(tmp_path, checkpoint, calls, world_size, PLANS[world_size]):
         check(result)
         # Blocks of one class may differ, as SD3's last one does: each sort has graphs of its own.
-        assert 0 < result.facts["graphs"] <= calls * MOST_SORTS * result.facts["kinds"]
+        assert 0 < result.facts["graphs"] <= FAMILY_CALLS * MOST_SORTS * result.facts["kinds"]
 
 
 def test_the_whole_network_compiles_in_one_piece_around_the_gather(tmp_path: Path) -> None:

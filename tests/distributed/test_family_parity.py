@@ -23,6 +23,13 @@ def test_every_call_under_every_plan_gives_comfyuis_velocity(comparison: Compari
     assert {plan for plan, _ in comparison.errors} == {plan for plans in PLANS.values() for plan in plans}
 
 
+def test_compiled_blocks_give_it_too(comparison: Comparison) -> None:
+    assert comparison.not_compiled == {}
+    assert comparison.graphs > 0
+    assert comparison.compiled
+    assert {call: error for call, error in comparison.compiled.items() if error > FP32_TOLERANCE} == {}
+
+
 def test_every_check_fails_when_a_rank_drops_what_it_was_sent(comparison: Comparison) -> None:
     assert comparison.controls
     assert {key: error for key, error in comparison.controls.items() if error <= 100 * FP32_TOLERANCE} == {}

@@ -25,6 +25,11 @@ PLANS: Final[Mapping[int, tuple[str, ...]]] = {
 """World size -> the plans that every family is compared under."""
 
 
+COMPILED: Final = Plan(ring=2)
+"""The plan under which the first call of a family's first checkpoint also runs compiled ..."""
+COMPILED_BY: Final[Mapping[str, Plan]] = {"qwen_image": Plan(ring=2, ulysses=2)}
+"""... but for Qwen-Image, which others could not compile under ring and Ulysses at once."""
+
 LARGEST_PATCH: Final = 4
 """Cells of a latent in the largest patch of any family, 2 x 2: so small a latent is one token."""
 
@@ -51,6 +56,12 @@ class Comparison:
     """By plan and call."""
     controls: dict[tuple[str, str], float] = field(default_factory=dict)
     """The same, the worst of all ranks, with what the last rank receives thrown away."""
+    compiled: dict[str, float] = field(default_factory=dict)
+    """The error of a call whose blocks ran compiled."""
+    not_compiled: dict[str, str] = field(default_factory=dict)
+    """Kinds of blocks that could not be, and why."""
+    graphs: int = 0
+    """That were compiled."""
     identical: bool = True
     """Whether all ranks held the same bits."""
 
@@ -86,23 +97,45 @@ def compare(family: Family[Any], rows: Sequence[FamilyRow], folder: Path) -> Com
                 "call": name,
                 "checkpoint": path,
                 "dropped": dropped,
+                "mode": "off",
             }
             for plan in plans
             for name, path in checkpoint_of.items()
             for dropped in ((False, True) if has_exchange(Plan.parse(plan), calls[name]) else (False,))
         ]
+        compiled = COMPILED_BY.get(family.name, COMPILED)
+        if compiled.world_size == world_size:
+            name, path = next(iter(checkpoint_of.items()))
+            cases.append(
+                {
+                    "name": f"compiled/{name}",
+                    "plan": str(compiled),
+                    "call": name,
+                    "checkpoint": path,
+                    "dropped": False,
+                    "mode": "blocks",
+                }
+            )
         arguments = {
             "checkpoints": [str(path) for path in paths.values()],
             "calls": str(folder),
             "dtype": "float32",
             "cases": cases,
         }
-        results = run_ranks("tests.distributed.family_ranks", world_size, folder / str(world_size), arguments)
+        results = run_ranks(
+            "tests.distributed.family_ranks", world_size, folder / str(world_size), arguments, timeout_s=250
+        )
         assert results[0].facts["families"] == [family.name]
+        found.graphs += results[0].facts["graphs"]
+        for result in results:
+            found.not_compiled |= result.facts.get("not compiled", {})
         for case in cases:
             outputs = [result.tensors[str(case["name"])] for result in results]
             key = str(case["plan"]), str(case["call"])
             errors = [relative_error(output, expected[key[1]]) for output in outputs]
-            (found.controls if case["dropped"] else found.errors)[key] = max(errors)
+            if case["mode"] != "off":
+                found.compiled[key[1]] = max(errors)
+            else:
+                (found.controls if case["dropped"] else found.errors)[key] = max(errors)
             found.identical &= bool(case["dropped"]) or all(bool((output == outputs[0]).all()) for output in outputs)
     return found
