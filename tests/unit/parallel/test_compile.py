@@ -62,7 +62,9 @@ def own_compiler() -> Iterator[None]:
 
     before = list(callback_handler.start_callbacks), list(callback_handler.end_callbacks)
     limit = torch._dynamo.config.recompile_limit
-    with torch._inductor.config.patch(compile_threads=1):
+    # The step benchmark, whose tests share this process, keeps shapes static.
+    shapes = torch._dynamo.config.patch(automatic_dynamic_shapes=True)
+    with torch._inductor.config.patch(compile_threads=1), shapes:
         yield
     torch._dynamo.config.recompile_limit = limit
     callback_handler.start_callbacks[:], callback_handler.end_callbacks[:] = before
