@@ -13,42 +13,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from ..backend.parallel.codecs import codec_of
 from ..backend.parallel.exchange import Exchange
 from ..backend.parallel.group import WorkerGroup
 from ..backend.parallel.mesh import SequenceMesh
 from ..backend.parallel.plan import CODECS, Plan
-from ..backend.parallel.transport import DirectTransport, gather_bytes
+from ..backend.parallel.transport import gather_bytes
 from ..backend.parallel.ulysses import gather_heads, scatter_heads
+from .links import EmulatedLinks, ThrottledTransport
+from .timeline import Timeline
 
 HEAD_DIM = 128
 WARM_UP_ROUNDS = 2
-
-
-class ThrottledTransport(DirectTransport):
-    """gloo, where an all-to-all takes as long as its bytes would on the link. Counts the time spent in it."""
-
-    def __init__(self, *, bytes_per_s: float, latency_s: float) -> None:
-        super().__init__("gloo")
-        self._bytes_per_s, self._latency_s = bytes_per_s, latency_s
-        self.spent_s = 0.0
-
-    def all_to_all(
-        self,
-        received: Tensor,
-        sent: Tensor,
-        received_splits: Sequence[int],
-        sent_splits: Sequence[int],
-        group: ProcessGroup,
-    ) -> None:
-        before, start_s = self.sent_bytes, time.perf_counter()
-        super().all_to_all(received, sent, received_splits, sent_splits, group)
-        end_s = start_s + self._latency_s + (self.sent_bytes - before) / self._bytes_per_s
-        while (left_s := end_s - time.perf_counter()) > 0:
-            time.sleep(left_s)
-        self.spent_s += time.perf_counter() - start_s
 
 
 def tensors_of(rank: int, tokens: int, heads: int) -> list[Tensor]:
@@ -71,11 +48,9 @@ def exchanged(
     return [*scatter_heads(own[0], own[1], own[2], held, exchange), gather_heads(out_BShD, held, place, exchange)]
 
 
-def measure(
-    mesh: SequenceMesh, transport: ThrottledTransport, settings: dict[str, Any], synchronise: Any
-) -> dict[str, Any]:
+def measure(mesh: SequenceMesh, timeline: Timeline, settings: dict[str, Any], synchronise: Any) -> dict[str, Any]:
     """Codec -> figures; see :func:`.exchange.run_ranks`."""
-    ranks, place = mesh.ulysses.size, mesh.ulysses.index
+    ranks, place, transport = mesh.ulysses.size, mesh.ulysses.index, mesh.transport
     everyone = [tensors_of(rank, settings["tokens"], settings["heads"]) for rank in range(ranks)]
     own, held, h = everyone[place], [settings["tokens"]] * ranks, settings["heads"] // ranks
     whole = [torch.cat([tensors[i] for tensors in everyone], 1)[:, :, place * h : (place + 1) * h] for i in range(4)]
@@ -85,7 +60,8 @@ def measure(
     for number in range(WARM_UP_ROUNDS + settings["rounds"]):
         for codec, exchange in exchanges.items():
             synchronise()
-            before_bytes, before_s, start_s = transport.sent_bytes, transport.spent_s, time.perf_counter()
+            timeline.transfers.clear()
+            before_bytes, start_s = transport.sent_bytes, time.perf_counter()
             got = exchanged(exchange, own, whole[3], held, place)
             took_s = time.perf_counter() - start_s
             if number < WARM_UP_ROUNDS:
@@ -93,7 +69,7 @@ def measure(
                 figures[codec].update(bytes=transport.sent_bytes - before_bytes, rms=worst)
                 continue
             figures[codec]["exchange_s"].append(took_s)
-            figures[codec]["transfer_s"].append(transport.spent_s - before_s)
+            figures[codec]["transfer_s"].append(sum(span.length_s for span in timeline.transfers.values()))
     return figures
 
 
@@ -105,15 +81,16 @@ def main() -> None:
     group = WorkerGroup.start(
         rank=rank, world_size=world_size, init_method=f"file://{folder / 'store'}", device=torch.device("cpu")
     )
-    transport = ThrottledTransport(bytes_per_s=settings["mbps"] * 1e6 / 8, latency_s=settings["latency_ms"] / 1000)
-    mesh = dataclasses.replace(group.mesh(Plan(ulysses=world_size)), transport=transport)
+    links = EmulatedLinks(bytes_per_s=settings["mbps"] * 1e6 / 8, latency_s=settings["latency_ms"] / 1000)
+    mesh, timeline = group.mesh(Plan(ulysses=world_size)), Timeline()
+    mesh = dataclasses.replace(mesh, transport=ThrottledTransport(mesh.transport, links, timeline))
     meeting = torch.zeros(1, dtype=torch.int64)
 
     def synchronise() -> None:
         gather_bytes(meeting.new_empty(world_size, 1), meeting, group.control)
 
     with torch.no_grad():
-        figures = measure(mesh, transport, settings, synchronise)
+        figures = measure(mesh, timeline, settings, synchronise)
     (folder / f"{rank}.json").write_text(json.dumps(figures), encoding="utf-8")
     group.close()
 

@@ -33,7 +33,7 @@ class EmulatedLinks:
 
 
 class ThrottledTransport:
-    """Hops and all-gathers as slow as the links; other calls pass as they are."""
+    """As slow as the links; only broadcasts pass as they are."""
 
     def __init__(self, inner: Transport, links: EmulatedLinks, timeline: Timeline) -> None:
         self._inner = inner
@@ -41,7 +41,7 @@ class ThrottledTransport:
         self._timeline = timeline
         self._free_at_s: dict[int | None, float] = {}
         self._stamped_bytes = 0
-        self._hops = 0
+        self._transfers = 0
         self.name, self.backend = f"throttled-{inner.name}", inner.backend
 
     @property
@@ -53,7 +53,7 @@ class ThrottledTransport:
         self, received: Sequence[Message], sent: Sequence[Message], group: ProcessGroup, after: Sequence[Pending] = ()
     ) -> Pending:
         """Start a hop; its times go into the timeline."""
-        index, self._hops = self._hops, self._hops + 1
+        index, self._transfers = self._transfers, self._transfers + 1
 
         def start() -> Pending:
             started_s = time.monotonic()
@@ -90,8 +90,13 @@ class ThrottledTransport:
         sent_splits: Sequence[int],
         group: ProcessGroup,
     ) -> None:
-        """Not throttled."""
+        """As slow as one message of all that this rank sends to others; goes into the timeline."""
+        index, self._transfers = self._transfers, self._transfers + 1
+        before_bytes, started_s = self._inner.sent_bytes, time.monotonic()
         self._inner.all_to_all(received, sent, received_splits, sent_splits, group)
+        sent_bytes = self._inner.sent_bytes - before_bytes
+        sleep_until(started_s + self._links.latency_s + sent_bytes / self._links.bytes_per_s)
+        self._timeline.transfers[index] = Span(started_s, time.monotonic())
 
     def broadcast(self, tensor: Tensor, src: int, group: ProcessGroup) -> None:
         """Not throttled."""

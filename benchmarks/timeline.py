@@ -33,7 +33,7 @@ class Timeline:
     """One rank's part of a ring loop."""
 
     transfers: dict[int, Span] = field(default_factory=dict)
-    """By hop, counted from 0: from when this rank started it until all of it was there."""
+    """By number, counted from 0: from when this rank started it until all of it was there."""
     attentions: list[Span] = field(default_factory=list)
 
     def hidden(self) -> list[float]:

@@ -35,7 +35,7 @@ from ..wire.connection import CONNECTION_FILE, FOLDERS_FILE, Connection, write_c
 from .listening import DEFAULT, Address
 from .main import CommandError
 from .settings import ServeSettings
-from .state_directory import LOGS_FOLDER, DaemonLock, compiled_code_folder
+from .state_directory import LOGS_FOLDER, DaemonLock, compiled_code_folder, remove_other_versions
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +128,8 @@ class Daemon:
 
     def _group_settings(self, runtime: Path) -> GroupSettings:
         settings = self._settings
+        compiled = compiled_code_folder(settings.state_dir)
+        remove_other_versions(compiled)
         return GroupSettings(
             world_size=settings.ranks,
             device=settings.device,
@@ -136,7 +138,7 @@ class Daemon:
             logs_dir=settings.state_dir / LOGS_FOLDER,
             rank_module=settings.rank_module,
             compile=settings.compile,
-            compiled_dir=compiled_code_folder(settings.state_dir),
+            compiled_dir=compiled,
             environment=dict(os.environ),
         )
 

@@ -63,17 +63,19 @@ def prepare(path: Path) -> Path:
 
 
 def compiled_code_folder(path: Path) -> Path:
-    """Where the ranks keep compiled code from one start to the next: a folder for the versions that are installed. Others' are removed.
+    """Where the ranks keep compiled code from one start to the next: a folder for the versions that are installed.
 
     It is code that ranks load: it lies in the state directory, which nobody else may write.
     """
     versions = "-".join(["python", platform.python_version(), *(_version(name) for name in ("torch", "diffusers"))])
-    folder = path / COMPILED_FOLDER / f"{versions}-tutti-{__version__}"
-    if folder.parent.is_dir():
-        for other in folder.parent.iterdir():
-            if other != folder:
-                shutil.rmtree(other, ignore_errors=True)
-    return folder
+    return path / COMPILED_FOLDER / f"{versions}-tutti-{__version__}"
+
+
+def remove_other_versions(folder: Path) -> None:
+    """Remove what versions that are installed no longer have compiled. Only the daemon of the state directory may."""
+    others = [other for other in folder.parent.iterdir() if other != folder] if folder.parent.is_dir() else []
+    for other in others:
+        shutil.rmtree(other, ignore_errors=True)
 
 
 def _version(distribution: str) -> str:

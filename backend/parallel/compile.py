@@ -74,7 +74,7 @@ class Compiler:
     def state(self) -> str:
         """For people: what runs compiled, or why nothing does."""
         if self.mode == OFF:
-            return "off: kernels of a CPU gain nothing from it" if self.asked == AUTO else "off"
+            return "off: auto compiles on GPUs only" if self.asked == AUTO else "off"
         graphs = f"{self.graphs} graph{'s' if self.graphs != 1 else ''} in {self.seconds:.0f} s"
         network = self.running
         failures = {} if network is None else network.failures

@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from .usp import attentions_so_far
@@ -75,8 +74,19 @@ def plain(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     value = value.contiguous()
-    strides = torch.empty(value.shape, device="meta").stride()
-    return (value if value.stride() == strides else value.as_strided(value.shape, strides)).detach()
+    strides = _strides(value.shape)
+    if value.stride() != strides:
+        value = value.as_strided(value.shape, strides)
+    return value.detach() if value._is_view() else value
+
+
+def _strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Of a tensor that was made in this shape. By hand: it is asked for every argument of every block of every call."""
+    strides, stride = [], 1
+    for size in reversed(shape):
+        strides.append(stride)
+        stride *= max(size, 1)
+    return tuple(reversed(strides))
 
 
 @functools.cache

@@ -21,7 +21,7 @@ NOT_STARTED_STATUS: Final = 73
 _LEFT: Final = {
     FOLLOWS_STATUS: "left because the ranks fell out of step or lost one another (their logs say why)",
     OUT_OF_MEMORY_STATUS: "left because memory ran out on a rank (use a smaller picture or batch, or another weight dtype)",
-    FAILED_ALONE_STATUS: "left because a call failed on one rank and not on the others (their logs say why)",
+    FAILED_ALONE_STATUS: "left because a call failed and the ranks could not go on together (their logs say why)",
     NOT_STARTED_STATUS: "could not start (its log says why)",
 }
 """What the statuses of ours mean, for clients: no path, host or key, and nothing that an error's text might hold."""

@@ -6,10 +6,10 @@ from typing import Any, Final
 
 import torch
 
+from ...backend.parallel.compile import GRAPHS_PER_REGION
+
 MODES: Final = ("off", "blocks", "whole", "graphs")
 """``graphs``: blocks, with CUDA graphs cut around the attention operator."""
-RECOMPILE_LIMIT: Final = 64
-"""Contestants of one process share torch's caches, which count code objects, not networks."""
 
 
 def compile_blocks(network: Any, mode: str) -> None:
@@ -34,7 +34,7 @@ def compile_blocks(network: Any, mode: str) -> None:
 
 def keep_shapes_static() -> None:
     """torch keeps what it learnt of shapes by source line: the second contestant of another size would get symbolic ones."""
-    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+    torch._dynamo.config.recompile_limit = GRAPHS_PER_REGION
     torch._dynamo.config.automatic_dynamic_shapes = False
 
 

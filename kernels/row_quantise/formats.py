@@ -28,6 +28,20 @@ def token_bytes(forms: Sequence[str], heads: int, head_dim: int, dtype: torch.dt
     return heads * sum(piece_bytes(form, head_dim, dtype) for form in forms)
 
 
+def heads_of(size: int, forms: Sequence[str], batch: int, head_dim: int, dtype: torch.dtype) -> int:
+    """The heads of a token of ``size`` bytes in one part: the inverse of :func:`token_bytes`.
+
+    Raises:
+        ValueError: these are no whole head rows.
+    """
+    heads, rest = divmod(size, token_bytes(forms, batch, head_dim, dtype))
+    if rest:
+        raise ValueError(
+            f"Give whole head rows: {size} bytes a token are none of {list(forms)} with head_dim {head_dim}."
+        )
+    return heads
+
+
 def why_not_on(form: str, capability: tuple[int, int]) -> str | None:
     """Why a GPU of this compute capability cannot do ``form``, and what to take instead; ``None`` where it can."""
     if form != "fp8" or capability >= FP8_SINCE:

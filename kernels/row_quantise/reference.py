@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .formats import LEAST_MAXIMUM, LIMITS, RAW, piece_bytes, token_bytes
+from .formats import LEAST_MAXIMUM, LIMITS, RAW, heads_of, piece_bytes, token_bytes
 
 PAYLOAD = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 
@@ -50,11 +50,7 @@ def unpack_quantised(
 ) -> tuple[Tensor, ...]:
     """The inverse permutation of :func:`pack_quantised`, fused with the decoding: T x ``[B, n, H, D]``, contiguous."""
     parts, n, size = packed_PnR.shape
-    h, rest = divmod(size, token_bytes(forms, batch, head_dim, dtype))
-    if rest:
-        raise ValueError(
-            f"Give whole head rows: {size} bytes a token are none of {list(forms)} with head_dim {head_dim}."
-        )
+    h = heads_of(size, forms, batch, head_dim, dtype)
     tensors = []
     for form, section in zip(forms, _sections(packed_PnR, forms, batch, head_dim, dtype), strict=True):
         out = packed_PnR.new_empty(batch, n, parts * h, head_dim, dtype=dtype)

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..all_to_all_permute.triton import head_row_places, move_rows, power_of_2, rows_of_a_program
-from .formats import LEAST_MAXIMUM, LIMITS, RAW, piece_bytes, token_bytes
+from .formats import LEAST_MAXIMUM, LIMITS, RAW, heads_of, piece_bytes, token_bytes
 
 _LEAST = tl.constexpr(LEAST_MAXIMUM)
 _FP8_LIMIT, _INT8_LIMIT = tl.constexpr(LIMITS["fp8"]), tl.constexpr(LIMITS["int8"])
@@ -148,11 +148,7 @@ def unpack_quantised(
 ) -> tuple[Tensor, ...]:
     """See :func:`.reference.unpack_quantised`; one to three tensors, and one 8-bit form at most."""
     parts, n, size = packed_PnR.shape
-    h, rest = divmod(size, token_bytes(forms, batch, head_dim, dtype))
-    if rest:
-        raise ValueError(
-            f"Give whole head rows: {size} bytes a token are none of {list(forms)} with head_dim {head_dim}."
-        )
+    h = heads_of(size, forms, batch, head_dim, dtype)
     tensors = tuple(packed_PnR.new_empty(batch, n, parts * h, head_dim, dtype=dtype) for _ in forms)
     _launch(tensors, packed_PnR.contiguous(), forms, packs=False)
     return tensors

@@ -15,7 +15,7 @@ from tests.support.daemon import Daemon, private_state_dir, running
 
 MODULE = Path(__file__).with_name("paced") / "failing_rank.py"
 WORDS = {
-    "bug": "left because a call failed on one rank and not on the others (their logs say why)",
+    "bug": "left because a call failed and the ranks could not go on together (their logs say why)",
     "memory": "left because memory ran out on a rank (use a smaller picture or batch, or another weight dtype)",
 }
 

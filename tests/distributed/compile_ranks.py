@@ -13,19 +13,12 @@ from torch._dynamo.utils import counters
 from tutti.backend.models.registry import load_model
 from tutti.backend.parallel.compile import Compiler
 from tutti.backend.parallel.compile_modes import OFF
-from tutti.backend.parallel.exchange import RawCodec
 from tutti.backend.parallel.plan import Plan
 
 from tests.support.calls import read_calls
+from tests.support.dropping import dropping
 from tests.support.parity import relative_error
 from tests.support.ranks import this_rank
-
-
-class _Dropped(RawCodec):
-    """The negative control: what the others sent is thrown away."""
-
-    def decode(self, payload: Tensor, landing: Tensor) -> Tensor:
-        return landing.zero_()
 
 
 def main() -> None:
@@ -57,10 +50,8 @@ def main() -> None:
         compiled = velocities(plan, compiler)
         after = compiler.graphs
         again = velocities(plan, compiler)
-        whole = RawCodec.decode
-        RawCodec.decode = _Dropped.decode  # type: ignore[method-assign]
-        dropped = velocities(plan, compiler)
-        RawCodec.decode = whole  # type: ignore[method-assign]
+        with dropping():
+            dropped = velocities(plan, compiler)
         rows += [
             {
                 "plan": text,

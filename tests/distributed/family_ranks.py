@@ -12,18 +12,11 @@ from torch import Tensor
 from tutti.backend.models.registry import load_model
 from tutti.backend.parallel.branches import compute_branches
 from tutti.backend.parallel.compile import Compiler
-from tutti.backend.parallel.exchange import RawCodec
 from tutti.backend.parallel.plan import Plan
 
 from tests.support.calls import read_calls
+from tests.support.dropping import dropping
 from tests.support.ranks import this_rank
-
-
-class _Dropped(RawCodec):
-    """The negative control: what the others sent is thrown away."""
-
-    def decode(self, payload: Tensor, landing: Tensor) -> Tensor:
-        return landing.zero_()
 
 
 def main() -> None:
@@ -35,7 +28,6 @@ def main() -> None:
     }
     rank.facts = {"families": sorted({model.family for model in models.values()})}
     calls = read_calls(Path(rank.arguments["calls"]))
-    whole = RawCodec.decode
     compilers = {mode: Compiler(mode, rank.group.device) for mode in ("off", "blocks")}
     for (plan, checkpoint, dropped, mode), group in groupby(rank.arguments["cases"], key=_together):
         cases, model, mesh = list(group), models[checkpoint], rank.group.mesh(Plan.parse(plan))
@@ -44,7 +36,6 @@ def main() -> None:
             _unbind(model)
         model.bind(mesh, compilers[mode])
         drops = dropped and mesh.sequence.index == mesh.sequence.size - 1
-        RawCodec.decode = _Dropped.decode if drops else whole  # type: ignore[method-assign]
 
         def compute(index: int, cases: list[Any] = cases, adapter: Any = model.adapter) -> Tensor:
             call = calls[cases[index]["call"]]
@@ -55,7 +46,8 @@ def main() -> None:
 
         # With cfg parallel each half of the ranks computes every other call, of another size than its neighbour's.
         shapes = [model.adapter.answer_shape(tuple(calls[case["call"]].x.shape)) for case in cases]
-        answers = compute_branches(mesh, shapes, compute)
+        with dropping(drops):
+            answers = compute_branches(mesh, shapes, compute)
         rank.tensors |= {case["name"]: answer for case, answer in zip(cases, answers, strict=True)}
         if mode != "off":
             network = compilers[mode].running

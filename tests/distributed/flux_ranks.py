@@ -5,21 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from tutti.backend.models.adapter import CallSpec
 from tutti.backend.models.registry import load_model
-from tutti.backend.parallel.exchange import RawCodec
 from tutti.backend.parallel.plan import Plan
 
+from tests.support.dropping import dropping
 from tests.support.flux_calls import FluxCall
 from tests.support.ranks import this_rank
-
-
-class _Dropped(RawCodec):
-    """The negative control: what the others sent is thrown away."""
-
-    def decode(self, payload: Tensor, landing: Tensor) -> Tensor:
-        return landing.zero_()
 
 
 def main() -> None:
@@ -27,10 +19,7 @@ def main() -> None:
     dtype = getattr(torch, rank.arguments.get("dtype", "float32"))
     device = rank.group.device
     model = load_model(Path(rank.arguments["checkpoint"]), dtype=dtype, device=device, progress=lambda _: None)
-    whole = RawCodec.decode
     for case in rank.arguments["cases"]:
-        drop = case.get("dropped_by") == rank.rank
-        RawCodec.decode = _Dropped.decode if drop else whole  # type: ignore[method-assign]
         model.bind(rank.group.mesh(Plan.parse(case["plan"])))
         call = FluxCall.from_json(case["call"])
         x, timestep, conditioning = call.tensors()
@@ -42,7 +31,8 @@ def main() -> None:
             )
         )
         on_device = {name: tensor.to(device) for name, tensor in conditioning.items()}
-        velocity = model.adapter.velocity(x.to(device), timestep.to(device), on_device, call.options())
+        with dropping(case.get("dropped_by") == rank.rank):
+            velocity = model.adapter.velocity(x.to(device), timestep.to(device), on_device, call.options())
         rank.tensors[case["name"]] = velocity.cpu()
     rank.finish()
 

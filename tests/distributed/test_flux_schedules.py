@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from tutti.backend.parallel.plan import SCHEDULES
 
 from tests.support.checkpoints import write_tiny_flux
 from tests.support.flux_calls import FluxCall
 from tests.support.parity import FP32_TOLERANCE, relative_error
 from tests.support.ranks import RankResult, run_ranks
-from tests.support.reference_flux import ReferenceFlux
+from tests.support.reference_flux import reference_velocities
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -36,12 +35,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(checkpoint: Path) -> dict[str, torch.Tensor]:
-    network = ReferenceFlux(load_file(checkpoint))
-    velocities = {}
-    for name, call in CALLS.items():
-        x, timestep, conditioning = call.tensors()
-        velocities[name] = network.velocity(x, timestep, **conditioning)
-    return velocities
+    return reference_velocities(checkpoint, CALLS)
 
 
 @pytest.fixture(scope="module")

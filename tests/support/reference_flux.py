@@ -7,14 +7,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, silu
+
+from tests.support.flux_calls import FluxCall
 
 HEAD_DIM = 128
 AXES = (16, 56, 56)
 THETA = 10000.0
+
+
+def reference_velocities(checkpoint: Path, calls: Mapping[str, FluxCall]) -> dict[str, Tensor]:
+    """The velocity of each call, by name."""
+    network = ReferenceFlux(load_file(checkpoint))
+    velocities = {}
+    for name, call in calls.items():
+        x, timestep, conditioning = call.tensors()
+        velocities[name] = network.velocity(x, timestep, **conditioning)
+    return velocities
 
 
 class ReferenceFlux:

@@ -87,7 +87,7 @@ def test_the_blocks_that_hold_joint_attentions_are_compiled_and_no_others() -> N
 @pytest.mark.parametrize(
     ("asked", "device", "state"),
     [
-        (AUTO, CPU, "off: kernels of a CPU gain nothing from it"),
+        (AUTO, CPU, "off: auto compiles on GPUs only"),
         (OFF, CPU, "off"),
         (BLOCKS, CPU, "blocks, no graph yet"),
     ],

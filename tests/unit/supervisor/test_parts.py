@@ -124,7 +124,7 @@ def test_an_end_is_told_with_the_signal_or_the_status() -> None:
     assert how_it_ended(64, None) == "was killed by signal 64 (SIGRTMAX)"
     assert how_it_ended(None, 70).startswith("left because the ranks fell out of step or lost one another")
     assert how_it_ended(None, 71).startswith("left because memory ran out on a rank (use a smaller picture")
-    assert how_it_ended(None, 72).startswith("left because a call failed on one rank and not on the others")
+    assert how_it_ended(None, 72).startswith("left because a call failed and the ranks could not go on together")
     assert how_it_ended(None, 73) == "could not start (its log says why)"
     assert how_it_ended(None, 0) == "ended with exit status 0"
     assert how_it_ended(None, 3) == "ended with exit status 3"
