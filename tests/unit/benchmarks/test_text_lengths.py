@@ -18,4 +18,5 @@ def test_the_promise_is_checked_against_the_median_of_the_rounds(symbolic_s: lis
 def test_each_contestant_ends_with_the_length_that_is_timed() -> None:
     ends = {name: lengths[-1] for name, lengths in text_lengths.CONTESTANTS.items()}
     assert ends == {"static": text_lengths.LENGTH, "symbolic": text_lengths.LENGTH, "bucket": text_lengths.BUCKET}
-    assert text_lengths.BUCKET > text_lengths.LENGTH and text_lengths.LENGTH not in text_lengths.MET_BEFORE
+    assert text_lengths.BUCKET > text_lengths.LENGTH
+    assert text_lengths.LENGTH not in text_lengths.MET_BEFORE
