@@ -2,8 +2,9 @@
 
 What is compiled is a *region*: a repeated block (all blocks of one class share their graphs) or the whole network. A block compiles as a full
 graph around the opaque operator, whose collectives are the same whether it runs compiled or eager. A rank may therefore fall back to
-eager by itself, in the middle of a call: the others never notice. A whole network is cut at its gather; where the piece behind the gather
-cannot be compiled, the call fails, and the next one runs eager.
+eager by itself, in the middle of a call: the others never notice. It does so where a block cannot be compiled, and where memory runs out in
+the first call of a shape. A whole network is cut at its gather; where one of them happens behind an exchange, the call fails, and the next one runs
+eager.
 
 The first graph of a region is static. A second shape makes torch compile once more with the dimensions that differ left symbolic, and
 further lengths use that graph.
@@ -23,6 +24,7 @@ import torch
 from torch import nn
 
 from .compile_modes import AUTO, BLOCKS, GRAPHS, OFF, WHOLE
+from .memory import is_out_of_memory
 from .regions import Region, repeated_blocks, shapes
 
 GRAPHS_PER_REGION = 64
@@ -32,6 +34,7 @@ SHAPES_KNOWN = 256
 """How many shapes are remembered as seen by an earlier job."""
 
 _FULL = f"it took more than {GRAPHS_PER_REGION} graphs"
+NO_MEMORY = "memory ran out"
 _REASONS = {
     "InvalidCxxCompiler": "no C++ compiler is installed",
     "TritonMissing": "triton is not installed",
@@ -168,6 +171,9 @@ class CompiledNetwork:
         """Whether the call that is running, or ran last, was to run compiled."""
         self._compiler = compiler
         self._decided = False
+        self._shape: Hashable = None
+        self._proven: set[Hashable] = set()
+        """Shapes of calls that ran compiled to their end."""
         self._regions = regions
         for region in regions:
             region.forward = Region(self, region)
@@ -180,6 +186,8 @@ class CompiledNetwork:
         if self._compiler.mode == GRAPHS:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         yield
+        if self.runs_compiled:
+            self._proven.add(self._shape)
 
     def remove(self) -> None:
         """Leave the network as it was."""
@@ -194,15 +202,21 @@ class CompiledNetwork:
         """Whether a region runs compiled now. The first region of a call decides, by its shapes, for all."""
         if not self._decided:
             self._decided = True
-            self.runs_compiled = self._compiler.is_due((region, *shapes(arguments, named)))
+            self._shape = (region, *shapes(arguments, named))
+            self.runs_compiled = self._compiler.is_due(self._shape)
         return self.runs_compiled and region not in self.failures
+
+    @property
+    def on_trial(self) -> bool:
+        """Whether no call of the running one's shape has run compiled to its end. A whole network never is: its gather cannot be repeated."""
+        return self._compiler.mode != WHOLE and self._shape not in self._proven
 
     def give_up(self, region: str, error: Exception) -> None:
         """This kind of region runs eager from now on."""
         self.failures[region] = _reason(error)
-        if self.failures[region] != _FULL:  # then it was not even begun
+        if self.failures[region] not in (_FULL, NO_MEMORY):  # not even begun; made, and too large
             self._compiler.graphs -= 1
-        log.warning("%s cannot be compiled and runs eager: %s", region, error)
+        log.warning("%s does not run compiled, but eager: %s", region, error)
 
 
 def _mode_on(mode: str, device: torch.device) -> str:
@@ -223,5 +237,7 @@ def _watch_compilations(compiler: Compiler) -> None:
 
 def _reason(error: Exception) -> str:
     """Why, for whoever asks the daemon: no message, which may name paths of this machine; that is in the rank's log."""
+    if is_out_of_memory(error):
+        return NO_MEMORY
     kind = type(getattr(error, "inner_exception", error)).__name__
     return _REASONS.get(kind, f"{kind}, see the rank's log")

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from .usp import attentions_so_far
+from .attempt import Attempt
+from .memory import is_out_of_memory
 
 
 class Decides(Protocol):
@@ -20,8 +21,12 @@ class Decides(Protocol):
     def decide(self, region: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
         """Whether a region of this name runs compiled now."""
 
+    @property
+    def on_trial(self) -> bool:
+        """Whether no call of this shape has run compiled to its end yet."""
+
     def give_up(self, region: str, error: Exception) -> None:
-        """Compiling it failed."""
+        """Compiling it failed, or its first run did for want of memory."""
 
 
 class Region:
@@ -35,16 +40,21 @@ class Region:
         functools.update_wrapper(self, module.forward)
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        if self._compiler.decide(self._name, arguments, named):
-            before = attentions_so_far()
-            try:
+        if not self._compiler.decide(self._name, arguments, named):
+            return self._eager(*arguments, **named)
+        attempt = Attempt(keeps=self._compiler.on_trial)
+        try:
+            with attempt:
                 return self._compiled(*map(plain, arguments), **{name: plain(value) for name, value in named.items()})
-            except _compilation_errors() as error:
+        except Exception as error:
+            is_ours = isinstance(error, _compilation_errors()) or (attempt.keeps and is_out_of_memory(error))
+            if is_ours:
                 self._compiler.give_up(self._name, error)
-                # A full graph is compiled before anything of it runs. What is in pieces may have exchanged already: not once more.
-                if attentions_so_far() != before:
-                    raise
-        return self._eager(*arguments, **named)
+            if not is_ours or not attempt.can_be_repeated:
+                raise
+        # Out of the except block, whose traceback keeps alive what was allocated.
+        with attempt.repeated():
+            return self._eager(*arguments, **named)
 
 
 def repeated_blocks(network: nn.Module, attentions: Sequence[str]) -> list[nn.Module]:

@@ -11,10 +11,11 @@ index would recompile every block. The exception is which streams an attention s
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -35,7 +36,11 @@ class CallContext:
     partition: Partition
     exchange: Exchange
     attentions: int = 0
-    """Calls of the operator so far: the index of the running attention, equal on every rank."""
+    """Attentions begun so far: the index of the running one, equal on every rank."""
+    kept: list[Tensor] | None = None
+    """Where copies of results go while somebody may have to compute what follows them once more; see :class:`.attempt.Attempt`."""
+    replay: deque[Tensor] = field(default_factory=deque)
+    """Results that the next attentions give, instead of running."""
 
 
 _running: ContextVar[CallContext | None] = ContextVar("tutti_running_call", default=None)
@@ -51,10 +56,9 @@ def running_call(context: CallContext) -> Iterator[CallContext]:
         _running.reset(reset)
 
 
-def attentions_so_far() -> int:
-    """Attentions that ran in the running model call; 0 outside of one."""
-    context = _running.get()
-    return 0 if context is None else context.attentions
+def current_call() -> CallContext | None:
+    """That of the running model call."""
+    return _running.get()
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, streams: str = "") -> Tensor:
@@ -65,6 +69,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, streams: str = "") -> 
     context = _running.get()
     if context is None:
         raise InternalError("An attention ran outside a model call: use Binding.call().")
+    if context.replay:
+        return context.replay.popleft()
+    # Before the exchange, which cannot be taken back where there is no room for this.
+    kept = None if context.kept is None else q.new_empty(q.shape)
     context.attentions += 1
     exchange, partition = context.exchange, context.partition.seen_by(streams)
     mesh = exchange.mesh
@@ -74,8 +82,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, streams: str = "") -> 
     provider = provider_for(q, scale, partition, mesh)
     q, k, v = scatter_heads(q, k, v, held, exchange)
     call = RingCall(q=q, k=k, v=v, scale=scale, partition=partition, exchange=exchange, provider=provider)
-    out = attend_along_ring(call)
-    return gather_heads(out, held, mesh.ulysses.index, exchange)
+    out = gather_heads(attend_along_ring(call), held, mesh.ulysses.index, exchange)
+    if kept is not None and context.kept is not None:
+        context.kept.append(kept.copy_(out))
+    return out
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from typing import Final, NoReturn
 import torch
 
 from ..errors import InternalError, OutOfMemory, TuttiError
+from ..parallel.memory import is_out_of_memory
 
 EXIT_GROUP_BROKEN: Final = 70
 """Exit code of a rank that leaves a group which cannot go on: out of step with the others, or without them or the broker."""
@@ -66,8 +67,3 @@ def as_tutti_error(error: Exception, device: torch.device) -> TuttiError:
     return InternalError(
         f"Look into the daemon's log and report what it says: a rank failed with {type(error).__name__}."
     )
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: on the GPU, in Python, or in torch's CPU allocator, which raises a plain ``RuntimeError``."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)

@@ -16,7 +16,7 @@ import torch
 from ..errors import OutOfMemory
 from ..models.host_share import forget
 from ..models.registry import ResidentModel, WeightBytes
-from .failure import is_out_of_memory
+from ..parallel.memory import is_out_of_memory
 from .memory import Memory, gigabytes
 
 log = logging.getLogger(__name__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ def main() -> None:
     )
     calls = read_calls(Path(rank.arguments["calls"]))
     compiler = Compiler(rank.arguments["mode"], rank.group.device)
+    if rank.rank in rank.arguments.get("without_memory", ()):
+        run_out_of_memory_once(compiler)
 
     def velocities(plan: Plan, compiler: Compiler) -> dict[str, Tensor]:
         model.bind(rank.group.mesh(plan), compiler)
@@ -77,6 +80,25 @@ def main() -> None:
         "seconds": compiler.seconds,
     }
     rank.finish()
+
+
+def run_out_of_memory_once(compiler: Compiler) -> None:
+    """The first compiled block of all, when it has done everything that it does."""
+    whole, met = compiler.form_of, []
+
+    def form_of(forward: Callable[..., Any]) -> Callable[..., Any]:
+        form = whole(forward)
+
+        def runs_out(*arguments: Any, **named: Any) -> Any:
+            out = form(*arguments, **named)
+            if not met:
+                met.append(True)
+                raise torch.OutOfMemoryError("no room for the block's output")
+            return out
+
+        return runs_out
+
+    compiler.form_of = form_of  # type: ignore[method-assign]
 
 
 def _leave(model: Any) -> None:

@@ -131,3 +131,18 @@ def test_a_rank_that_cannot_compile_runs_eager_beside_one_that_can(tmp_path: Pat
     assert results[1].facts["failures"] != {}
     for result in results:
         assert all(row["error"] <= FP32_TOLERANCE for row in result.facts["rows"])
+
+
+def test_a_rank_without_memory_for_a_compiled_block_runs_it_eager_beside_one_that_has_it(tmp_path: Path) -> None:
+    """It finds out behind the block's exchange, which the other rank does not make again."""
+    checkpoint = tmp_path / "tiny.safetensors"
+    write_tiny_flux(checkpoint, depth=1, depth_single=1)
+    calls = dict(list(FLUX_CALLS.items())[:1])
+    results = compile_on_ranks(tmp_path, checkpoint, calls, 2, ("ring=2",), without_memory=[1])
+    assert results[0].facts["failures"] == {}
+    assert results[1].facts["failures"] == {"FluxTransformerBlock": "memory ran out"}
+    assert "FluxTransformerBlock runs eager: memory ran out" in results[1].facts["state"]
+    for result in results:
+        for row in result.facts["rows"]:
+            assert row["error"] <= FP32_TOLERANCE, row
+            assert row["control"] > 100 * FP32_TOLERANCE, row

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
+from tutti.backend.parallel import usp
 from tutti.backend.parallel.compile import CompiledNetwork, Compiler
 from tutti.backend.parallel.compile_modes import AUTO, BLOCKS, COMPILE_MODES, GRAPHS, OFF
 from tutti.backend.parallel.exchange import Exchange, RawCodec
@@ -207,20 +208,33 @@ def test_a_model_that_is_dropped_is_not_kept_by_what_was_compiled() -> None:
     assert compiler.state.startswith("blocks, 1 graph in")
 
 
-class Pieces:
-    """Decides to compile what is cut in pieces, of which the second fails, after ``attentions`` of the first."""
+class TwoAttentions(nn.Module):
+    """Two attentions, one after the other, and something on both sides of them."""
 
-    def __init__(self, attentions: int) -> None:
+    def forward(self, x: Tensor) -> Tensor:
+        first = usp_operator()(2 * x, x, x, torch.zeros(1), 0.5)
+        return 3 * usp_operator()(first, x, x + 1, torch.zeros(1), 0.5)
+
+
+class Failing:
+    """Decides to run a block compiled, which fails after so many of its attentions and has written into their results by then."""
+
+    def __init__(self, attentions: int, error: Exception, *, on_trial: bool) -> None:
         self.attentions = attentions
+        self.error = error
+        self.on_trial = on_trial
         self.gave_up: list[str] = []
 
     def form_of(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        def pieces(module: nn.Module, x: Tensor) -> Tensor:
-            for _ in range(self.attentions):
-                usp_operator()(x, x, x, torch.zeros(1), 0.5)
-            raise TorchDynamoException("the second piece")
+        def compiled(module: nn.Module, x: Tensor) -> Tensor:
+            query = 2 * x
+            for more in range(self.attentions):
+                result = usp_operator()(query, x, x + more, torch.zeros(1), 0.5)
+                query = result.clone()
+                result.zero_()
+            raise self.error
 
-        return pieces
+        return compiled
 
     def decide(self, region: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
         return True
@@ -229,19 +243,86 @@ class Pieces:
         self.gave_up.append(region)
 
 
-def test_what_has_exchanged_already_does_not_exchange_once_more() -> None:
+FAILURES = {
+    "compiler": TorchDynamoException("the second piece"),
+    "GPU memory": torch.OutOfMemoryError("no room"),
+    "memory": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+}
+
+
+@pytest.fixture
+def context() -> Iterator[CallContext]:
     context = CallContext(Partition.equal({"image": 6}, ring=1, ulysses=1), Exchange(single_rank_mesh(), RawCodec()))
-    x = torch.ones(1, 6, 2, 8)
+    with running_call(context):
+        yield context
+
+
+X = torch.linspace(-1, 1, 96).view(1, 6, 2, 8)
+
+
+@pytest.mark.parametrize("attentions", [0, 1, 2])
+@pytest.mark.parametrize("what", FAILURES)
+def test_a_block_that_fails_on_trial_is_computed_again_without_a_second_exchange(
+    what: str, attentions: int, context: CallContext
+) -> None:
+    expected = TwoAttentions()(X)
+    assert context.attentions == 2
+    failing = Failing(attentions, FAILURES[what], on_trial=True)
+    assert torch.equal(Region(failing, TwoAttentions())(X), expected)
+    assert failing.gave_up == ["TwoAttentions"]
+    assert context.attentions == 4, "as many exchanges as on a rank where nothing failed"
+    assert (context.kept, len(context.replay)) == (None, 0)
+
+
+def test_an_attention_that_failed_in_the_middle_of_an_exchange_is_not_made_again(
+    context: CallContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> Tensor:
+        raise FAILURES["GPU memory"]
+
+    failing = Failing(2, FAILURES["compiler"], on_trial=True)
+    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
+        patch.setattr(usp, "attend_along_ring", fail)
+        Region(failing, TwoAttentions())(X)
+    assert failing.gave_up == ["TwoAttentions"], "the next job runs eager"
+
+
+@pytest.mark.parametrize("attentions", [0, 1])
+def test_memory_that_runs_out_later_is_not_laid_on_the_compiler(attentions: int, context: CallContext) -> None:
+    failing = Failing(attentions, FAILURES["GPU memory"], on_trial=False)
+    with pytest.raises(torch.OutOfMemoryError):
+        Region(failing, TwoAttentions())(X)
+    assert failing.gave_up == []
+
+
+def test_what_is_not_kept_is_not_repeated_behind_an_exchange(context: CallContext) -> None:
+    """A network in pieces: its second piece cannot be compiled."""
     for attentions in (0, 1):
-        block, pieces = nn.Identity(), Pieces(attentions)
-        region = Region(pieces, block)
-        with running_call(context):
-            if attentions:
-                with pytest.raises(TorchDynamoException):
-                    region(x)
-            else:
-                assert region(x) is x, "the control: nothing had run, so it runs eager"
-        assert pieces.gave_up == ["Identity"]
+        failing = Failing(attentions, FAILURES["compiler"], on_trial=False)
+        region = Region(failing, TwoAttentions())
+        if attentions:
+            with pytest.raises(TorchDynamoException):
+                region(X)
+        else:
+            assert torch.equal(region(X), TwoAttentions()(X)), "the control: nothing had run, so it runs eager"
+        assert failing.gave_up == ["TwoAttentions"]
+
+
+def test_a_shape_is_on_trial_until_a_call_has_run_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, compiler, trials = Net(), Compiler(BLOCKS, CPU), []
+
+    def form_of(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(module: nn.Module, x: Tensor) -> Tensor:
+            trials.append(compiled.on_trial)
+            return forward(module, x)  # type: ignore[no-any-return]
+
+        return noted
+
+    monkeypatch.setattr(compiler, "form_of", form_of)
+    compiled = compiler.install(net, JOINT)
+    for tokens in (2, 2, 3):
+        run(compiler, compiled, net, tokens, "job")
+    assert trials == [True] * 3 + [False] * 3 + [True] * 3
 
 
 def test_cuda_graphs_without_cuda_are_blocks() -> None:
