@@ -12,7 +12,7 @@ from . import compat, host
 CATEGORY: Final = "Tutti"
 DTYPES: Final = ("default", "bf16", "fp16", "fp32")
 AUTO: Final = "auto"
-_PART: Final = r"([a-z]+=[0-9]+|(schedule|codec)=[a-z0-9-]+)"
+_PART: Final = r"([a-z]+=[0-9]+|(schedule|codec|compression)=[a-z0-9-]+)"
 _PLAN: Final = re.compile(rf"{_PART}(,{_PART})*")
 
 
@@ -20,7 +20,7 @@ def what_is_wrong_with(plan: str) -> str:
     """The message for a plan that is none; empty for one that is."""
     if plan.strip() in ("", AUTO) or _PLAN.fullmatch(plan.replace(" ", "")):
         return ""
-    return f"Set plan to auto or to degrees such as ulysses=2,ring=1 (and schedule=... or codec=...): {plan!r} is not a plan."
+    return f"Set plan to auto or to degrees such as ulysses=2,ring=1 (and schedule=..., codec=... or compression=...): {plan!r} is not a plan."
 
 
 def load(name: str, weight_dtype: str, plan: str) -> Any:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ..compression.store import ResidualCall
 from ..parallel.compile import Compiler
 from ..parallel.mesh import SequenceMesh
 
@@ -55,10 +56,15 @@ class Adapter(Protocol):
         """Run on this mesh from now on, compiled as ``compiler`` decides; cheap, and nothing when it is the current one."""
 
     def velocity(
-        self, x: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor], options: Mapping[str, Option]
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        conditioning: Mapping[str, Tensor],
+        options: Mapping[str, Option],
+        residuals: ResidualCall | None = None,
     ) -> Tensor:
         """The network's output for ``x`` in model space, float32, full size, the same bits on every rank. Collective.
 
         ``timestep`` is ``[batch]`` (or ``[batch, frames]``, ``[batch, positions, 1]``): sigma times the model's multiplier.
-        ``denoised = x - sigma * velocity``.
+        ``denoised = x - sigma * velocity``. ``residuals``: where ranks exchange differences, what this branch's last call left.
         """

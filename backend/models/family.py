@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from ..compression.store import ResidualCall
 from ..errors import InternalError
 from ..parallel.compile import Compiler
 from ..parallel.hooks import Gather, Split, SplitOutput
@@ -198,7 +199,12 @@ class TransformerAdapter:
         return (x_shape[0], channels, *x_shape[2:])
 
     def velocity(
-        self, x: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor], options: Mapping[str, Option]
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        conditioning: Mapping[str, Tensor],
+        options: Mapping[str, Option],
+        residuals: ResidualCall | None = None,
     ) -> Tensor:
         call = ModelCall(
             x=self._here(x),
@@ -208,16 +214,18 @@ class TransformerAdapter:
         )
         groups = self.family.alike(call)
         if not groups:
-            return self._run(call)
-        together = torch.cat([self._run(call.rows(rows)) for rows in groups])
+            return self._run(call, residuals)
+        together = torch.cat(
+            [self._run(call.rows(rows), residuals and residuals.part(i)) for i, rows in enumerate(groups)]
+        )
         return together[torch.cat(groups).argsort()]
 
-    def _run(self, call: ModelCall) -> Tensor:
+    def _run(self, call: ModelCall, residuals: ResidualCall | None) -> Tensor:
         if self._binding is None:
             raise InternalError("A model has to be bound to a mesh before it runs.")
         with torch.no_grad():
             arranged = self.family.arrange(self.network, self.geometry, call)
-            with self._binding.call(arranged.streams):
+            with self._binding.call(arranged.streams, residuals):
                 out = self.network(**arranged.arguments, return_dict=False)[0]
             return arranged.finish(out).float()
 

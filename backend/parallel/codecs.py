@@ -27,11 +27,11 @@ from torch import Tensor
 
 from ...kernels.row_quantise import RAW, pack_quantised, unpack_quantised, why_not_on
 from ..errors import BadPlan
-from .exchange import HeadCodec, RawCodec
-from .plan import Plan
+from .exchange import HeadCodec, RawCodec, RowCodec
+from .plan import CODECS, Plan
 
 
-class QuantisedCodec:
+class QuantisedCodec(RowCodec):
     """Head rows in 8 bits with their scale inline; stateless. Formats: :mod:`tutti.kernels.row_quantise.reference`."""
 
     exact = False
@@ -56,7 +56,7 @@ def codec_of(plan: Plan, device: torch.device) -> HeadCodec:
     Raises:
         BadPlan: this GPU has no 8-bit floats; the message names the twin that it has.
     """
-    if plan.exact:
+    if plan.codec == CODECS[0]:
         return RawCodec()
     form, _, which = plan.codec.partition("-")
     if device.type == "cuda" and (why := why_not_on(form, torch.cuda.get_device_capability(device))):

@@ -16,6 +16,12 @@ SCHEDULES = ("ring", "prefetch-2", "allgather", "bidirectional", "tokenring")
 """The orders in which ring ranks can meet one another's keys, all exact; the first is the default. See :mod:`.schedules`."""
 CODECS = ("raw", "fp8", "int8", "fp8-all", "int8-all")
 """What the Ulysses all-to-all can carry; all but ``raw`` are approximate. See :mod:`.codecs`."""
+COMPRESSIONS = ("off", "fast", "balanced", "small")
+"""Presets of compressed exchange; all but ``off`` are approximate. See :mod:`tutti.backend.compression.policy`."""
+COMPRESSED_SCHEDULES = ("ring", "prefetch-2", "bidirectional")
+"""Schedules in which keys and values travel by hops: those whose differences can be sent."""
+_SETTINGS = {"schedule": SCHEDULES, "codec": CODECS, "compression": COMPRESSIONS}
+"""Part of a plan beside its degrees -> its values, the default first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,13 +38,15 @@ class Plan:
     """How keys and values, or queries, go round the ring: one of :data:`SCHEDULES`."""
     codec: str = CODECS[0]
     """What travels in the all-to-all: one of :data:`CODECS`. Approximate ones are never chosen by ``auto``."""
+    compression: str = COMPRESSIONS[0]
+    """Whether differences to the call before travel, and how: one of :data:`COMPRESSIONS`. Likewise never chosen by ``auto``."""
 
     def __post_init__(self) -> None:
         for axis in _AXES:
             degree = getattr(self, axis)
             if type(degree) is not int or degree < 1:
                 raise BadPlan(f"Give {axis} a whole number of at least 1: got {degree!r}.")
-        for setting, known in (("schedule", SCHEDULES), ("codec", CODECS)):
+        for setting, known in _SETTINGS.items():
             if (value := getattr(self, setting)) not in known:
                 raise BadPlan(f"Choose a {setting} of {', '.join(known)}: {str(value)[:40]!r} is none of them.")
         if self.ring == 1 and self.schedule != SCHEDULES[0]:
@@ -50,15 +58,33 @@ class Plan:
                 f"Give ulysses at least 2, or take codec={self.codec} off the plan: there is no all-to-all to encode."
             )
 
+        if self.compression != COMPRESSIONS[0]:
+            self._check_compression()
+
+    def _check_compression(self) -> None:
+        if self.ring == 1 and self.ulysses == 1:
+            raise BadPlan(
+                f"Give ring or ulysses at least 2, or take compression={self.compression} off the plan: there is no exchange to compress."
+            )
+        if self.codec != CODECS[0]:
+            raise BadPlan(
+                f"Take codec={self.codec} or compression={self.compression} off the plan: each is an exchange of its own."
+            )
+        if self.schedule not in COMPRESSED_SCHEDULES:
+            raise BadPlan(
+                f"Choose a schedule of {', '.join(COMPRESSED_SCHEDULES)} for compression={self.compression}: "
+                f"in {self.schedule} no keys and values go from hop to hop."
+            )
+
     @property
     def split(self) -> Plan:
         """The plan's degrees alone: plans of one split share their process groups."""
-        return replace(self, schedule=SCHEDULES[0], codec=CODECS[0])
+        return replace(self, schedule=SCHEDULES[0], codec=CODECS[0], compression=COMPRESSIONS[0])
 
     @property
     def exact(self) -> bool:
         """Whether nothing is lost on the way."""
-        return self.codec == CODECS[0]
+        return self.codec == CODECS[0] and self.compression == COMPRESSIONS[0]
 
     @property
     def world_size(self) -> int:
@@ -67,19 +93,20 @@ class Plan:
 
     def __str__(self) -> str:
         parts = [f"{axis}={getattr(self, axis)}" for axis in _AXES]
-        parts += [f"schedule={self.schedule}"] * (self.schedule != SCHEDULES[0])
-        parts += [f"codec={self.codec}"] * (self.codec != CODECS[0])
+        parts += [
+            f"{name}={getattr(self, name)}" for name, values in _SETTINGS.items() if getattr(self, name) != values[0]
+        ]
         return ",".join(parts)
 
     @classmethod
     def parse(cls, text: str) -> Plan:
-        """Read ``"ulysses=2,ring=1"``: any order, a missing axis is 1, a missing schedule or codec the default. Raises :class:`BadPlan`."""
+        """Read ``"ulysses=2,ring=1"``: any order, a missing axis is 1, any other missing part the default. Raises :class:`BadPlan`."""
         parts: dict[str, str] = {}
         for part in text.split(","):
             name, equals, value = (piece.strip() for piece in part.partition("="))
-            if not equals or name not in (*_AXES, "schedule", "codec"):
+            if not equals or name not in (*_AXES, *_SETTINGS):
                 raise BadPlan(
-                    f'Write a plan as "ulysses=2,ring=1" (axes: {", ".join(_AXES)}; also schedule and codec): '
+                    f'Write a plan as "ulysses=2,ring=1" (axes: {", ".join(_AXES)}; also {", ".join(_SETTINGS)}): '
                     f"{part.strip()[:40]!r} is none of them."
                 )
             if name in parts:
@@ -89,8 +116,7 @@ class Plan:
             cfg=_degree("cfg", parts.get("cfg", "1")),
             ring=_degree("ring", parts.get("ring", "1")),
             ulysses=_degree("ulysses", parts.get("ulysses", "1")),
-            schedule=parts.get("schedule", SCHEDULES[0]),
-            codec=parts.get("codec", CODECS[0]),
+            **{name: parts.get(name, values[0]) for name, values in _SETTINGS.items()},
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..compression.store import ResidualCall
 from ..errors import InternalError
 from .codecs import codec_of
 from .compile import CompiledNetwork, Compiler
@@ -96,13 +97,15 @@ class Binding:
         self._partitions: dict[tuple[tuple[str, int], ...], Partition] = {}
 
     @contextmanager
-    def call(self, stream_lengths: Mapping[str, int]) -> Iterator[CallContext]:
+    def call(self, stream_lengths: Mapping[str, int], residuals: ResidualCall | None = None) -> Iterator[CallContext]:
         """Run one forward of the network inside. Streams come in the order in which the joint attention sees them.
+
+        ``residuals``: what this call's differences refer to; without it values travel by the plan's codec.
 
         Raises :class:`InternalError` at the end when not every expected attention was reached: such a network would have
         attended to its own shard only, and looked almost right.
         """
-        context = CallContext(self._partition(stream_lengths), self._exchange)
+        context = CallContext(self._partition(stream_lengths), self._exchange, residuals=residuals)
         self._sharder.partition = context.partition
         with running_call(context), self._compiled.call():
             yield context

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .exchange import Exchange
+from .exchange import Exchange, Splits
 
 
 def scatter_heads(
@@ -24,9 +24,8 @@ def scatter_heads(
     u, n = len(peers_held), q_BnHD.shape[1]
     if u == 1:
         return q_BnHD, k_BnHD, v_BnHD
-    q, k, v = exchange.all_to_all(
-        q_BnHD, k_BnHD, v_BnHD, sent_splits=[n] * u, received_splits=peers_held, parts=u, received_parts=1
-    )
+    splits = Splits(sent=[n] * u, received=peers_held, parts=u, received_parts=1)
+    q, k, v = exchange.all_to_all(q_BnHD, k_BnHD, v_BnHD, splits=splits)
     return q, k, v
 
 
@@ -35,5 +34,6 @@ def gather_heads(out_BShD: Tensor, peers_held: Sequence[int], own: int, exchange
     u, n = len(peers_held), peers_held[own]
     if u == 1:
         return out_BShD.contiguous()
-    (out,) = exchange.all_to_all(out_BShD, sent_splits=peers_held, received_splits=[n] * u, parts=1, received_parts=u)
+    splits = Splits(sent=peers_held, received=[n] * u, parts=1, received_parts=u)
+    (out,) = exchange.all_to_all(out_BShD, splits=splits)
     return out

@@ -20,10 +20,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..compression.store import ResidualCall
 from ..errors import InternalError
 from .exchange import Exchange
 from .partition import Partition
 from .providers import provider_for
+from .residual import ResidualHeads, ResidualHops
 from .schedules import attend_along_ring
 from .schedules.call import RingCall
 from .ulysses import gather_heads, scatter_heads
@@ -39,6 +41,8 @@ class CallContext:
     """Attentions begun so far: the index of the running one, equal on every rank."""
     kept: list[Tensor] | None = None
     """Where copies of results go while somebody may have to compute what follows them once more; see :class:`.attempt.Attempt`."""
+    residuals: ResidualCall | None = None
+    """What the exchange knows of the call before, where it sends differences; ``None``: it sends values."""
     replay: deque[Tensor] = field(default_factory=deque)
     """Results that the next attentions give, instead of running."""
 
@@ -74,7 +78,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, streams: str = "") -> 
     # Before the exchange, which cannot be taken back where there is no room for this.
     kept = None if context.kept is None else q.new_empty(q.shape)
     context.attentions += 1
-    exchange, partition = context.exchange, context.partition.seen_by(streams)
+    exchange, partition = _exchange_of(context), context.partition.seen_by(streams)
     mesh = exchange.mesh
     held = partition.peers_held(mesh.ring.index)
     if q.shape[1] != held[mesh.ulysses.index]:
@@ -86,6 +90,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, streams: str = "") -> 
     if kept is not None and context.kept is not None:
         context.kept.append(kept.copy_(out))
     return out
+
+
+def _exchange_of(context: CallContext) -> Exchange:
+    """That of the running attention."""
+    if context.residuals is None:
+        return context.exchange
+    layer = context.attentions
+    return Exchange(
+        context.exchange.mesh, ResidualHeads(context.residuals, layer), ResidualHops(context.residuals, layer)
+    )
 
 
 @functools.cache

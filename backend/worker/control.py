@@ -18,7 +18,10 @@ from ..errors import ERRORS_BY_CODE, Draining, InternalError, JobCancelled, Tutt
 
 PROTOCOL: Final = 1
 WORDS: Final = 16
-"""Length of the vector. Words 5 to 7 belong to the codecs and are zero without them, as are the spare ones behind word 8."""
+"""Length of the vector. Words 5 to 7 belong to residual codecs and are zero without them, as are the spare ones behind word 8."""
+_WANTS_KEY_WORD: Final = 5
+_EVICTIONS_WORD: Final = 6
+_STATE_BYTES_WORD: Final = 7
 _SENT_BYTES_WORD: Final = 8
 
 _ERROR_CODES: Final = tuple(sorted(ERRORS_BY_CODE))
@@ -47,6 +50,18 @@ class Action(IntEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ResidualNews:
+    """What one rank tells of its residual state, or what all of them conclude."""
+
+    wants_key: bool = False
+    """Whether something was wrong with what came: all begin anew with a key frame."""
+    evictions: int = 0
+    """Trajectories dropped for want of room so far; the same on every rank."""
+    state_bytes: int = 0
+    """What the running trajectory's states take; of all ranks, the most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One rank's vector."""
 
@@ -59,11 +74,15 @@ class Row:
     """Wire code of the error that this rank's call ended with."""
     sent_bytes: int = 0
     """What this rank has sent to the others, in the exchange after the last call; nothing is decided by it."""
+    residuals: ResidualNews = ResidualNews()
 
     def words(self) -> list[int]:
         """The row as it travels."""
         error = _ERROR_CODES.index(self.error) + 1 if self.error else 0
         words = [PROTOCOL, self.sequence, self.call, self.action, error, *[0] * (WORDS - 5)]
+        words[_WANTS_KEY_WORD] = self.residuals.wants_key
+        words[_EVICTIONS_WORD] = self.residuals.evictions
+        words[_STATE_BYTES_WORD] = self.residuals.state_bytes
         words[_SENT_BYTES_WORD] = self.sent_bytes
         return words
 
@@ -75,16 +94,19 @@ class Decision:
     action: Action
     error: str
     """Wire code of the error that every rank reports, or empty."""
+    residuals: ResidualNews = ResidualNews()
+    """Of all ranks together."""
 
 
 def decide(rows: Sequence[Sequence[int]], *, counts: bool = False) -> Decision:
     """What the group does, from every rank's row in order of rank. ``counts``: whether rows say how much was sent.
 
     Raises:
-        OutOfStep: rows of another protocol, job or call, spare words in use, an unknown action or error, or an error that not every
-            rank reports.
+        OutOfStep: rows of another protocol, job or call, spare words in use, an unknown action or error, an error that not every
+            rank reports, or residual state that was dropped on some ranks only.
     """
     _check_same_place(rows, counts)
+    residuals = _residuals(rows)
     errors = [row[4] for row in rows]
     if any(errors):
         if len(set(errors)) > 1 or not 0 < errors[0] <= len(_ERROR_CODES):
@@ -95,10 +117,22 @@ def decide(rows: Sequence[Sequence[int]], *, counts: bool = False) -> Decision:
     asked = {row[3] for row in rows}
     if not asked <= {Action.CONTINUE, Action.CANCEL, Action.DRAIN}:
         raise OutOfStep(f"a rank asks for an unknown action: {sorted(asked)}")
-    for action in (Action.CANCEL, Action.DRAIN):
-        if action in asked:
-            return Decision(action=action, error="")
-    return Decision(action=Action.CONTINUE, error="")
+    action = next((action for action in (Action.CANCEL, Action.DRAIN) if action in asked), Action.CONTINUE)
+    return Decision(action=action, error="", residuals=residuals)
+
+
+def _residuals(rows: Sequence[Sequence[int]]) -> ResidualNews:
+    """What the ranks conclude about residual state: a key frame if anybody wants one, and room for the largest."""
+    evictions = {row[_EVICTIONS_WORD] for row in rows}
+    if len(evictions) > 1:
+        raise OutOfStep(f"the ranks have dropped residual state {sorted(evictions)} times")
+    if not {row[_WANTS_KEY_WORD] for row in rows} <= {0, 1} or min(row[_STATE_BYTES_WORD] for row in rows) < 0:
+        raise OutOfStep("a rank's words about residual state make no sense")
+    return ResidualNews(
+        wants_key=any(row[_WANTS_KEY_WORD] for row in rows),
+        evictions=evictions.pop(),
+        state_bytes=max(row[_STATE_BYTES_WORD] for row in rows),
+    )
 
 
 def _check_same_place(rows: Sequence[Sequence[int]], counts: bool) -> None:
@@ -110,7 +144,7 @@ def _check_same_place(rows: Sequence[Sequence[int]], counts: bool) -> None:
                 f"rank {rank} is at call {row[2]} of job {row[1]}, rank 0 at call {rows[0][2]} of job {rows[0][1]}"
             )
         sent_bytes = row[_SENT_BYTES_WORD]
-        spare = (*row[5:_SENT_BYTES_WORD], *row[_SENT_BYTES_WORD + 1 :], 0 if counts else sent_bytes)
+        spare = (*row[_SENT_BYTES_WORD + 1 :], 0 if counts else sent_bytes)
         if any(spare) or sent_bytes < 0:
             raise OutOfStep(f"rank {rank} uses spare words of the control vector")
 
@@ -134,21 +168,26 @@ class CallGate:
         wait_for_device: Callable[[], None],
         sequence: int,
         call: int = 0,
+        tells: Callable[[], ResidualNews] = ResidualNews,
     ) -> None:
+        """``tells``: what this rank has to say of its residual state."""
         self._exchange = exchange
         self._asks = asks
         self._wait_for_device = wait_for_device
         self._sequence = sequence
+        self._tells = tells
         self._started: Callable[[], Tensor] | None = None
         self.call = call
         """Calls entered so far within the trajectory."""
+        self.residuals = ResidualNews()
+        """What all ranks concluded before the call that runs."""
 
     def start(self) -> None:
         """Begin the exchange of the next :meth:`enter` now, so that it travels beside something else. All ranks or none.
 
         What this rank wants is asked now: a Cancel that comes later is seen before the call after.
         """
-        row = Row(sequence=self._sequence, call=self.call, action=self._asks())
+        row = Row(sequence=self._sequence, call=self.call, action=self._asks(), residuals=self._tells())
         self._started = self._exchange(torch.tensor(row.words()))
 
     def enter(self) -> None:
@@ -167,6 +206,7 @@ class CallGate:
         if decision.action is Action.DRAIN:
             raise Draining("Queue it again when the daemon is back: it was stopped while the job ran.")
         self.call += 1
+        self.residuals = decision.residuals
 
     def add_up(self, sent_bytes: int) -> int:
         """What all ranks together have sent, after the last call. Collective.

@@ -67,7 +67,9 @@ def run_evaluate(
         x = tensors[f"call.{index}.x"]
         conditioning = network.prepare(trajectory.uploads[call.conditioning], x.shape[0])
         timestep = tensors[f"call.{index}.timestep"]
-        calls.append(BranchCall(x=x, timestep=timestep, conditioning=conditioning, options=call.options))
+        # A turn may ask for one conditioning several times, for parts of a picture say: each has a past of its own.
+        branch = call.conditioning, [other.conditioning for other in evaluate.calls[:index]].count(call.conditioning)
+        calls.append(BranchCall(x=x, timestep=timestep, conditioning=conditioning, options=call.options, branch=branch))
     velocities = network.each(calls)
     return {
         f"call.{index}.out": velocity.to(call.x.dtype)

@@ -10,6 +10,7 @@ from typing import Final
 
 import torch
 
+from ..compression.store import ResidualStore
 from ..errors import Draining, JobCancelled, RemoteProtocolError, TuttiError
 from ..parallel.compile import Compiler
 from ..parallel.group import WorkerGroup
@@ -19,7 +20,7 @@ from ..wire.codec import Received
 from ..wire.messages import Abort, Cancel, Evaluate, Go, Prepare, Repeat, Sample
 from ..wire.plans import shown_plan
 from ..wire.tensors import WireTensor
-from .control import Action, CallGate, OutOfStep
+from .control import Action, CallGate, OutOfStep, ResidualNews
 from .evaluate import Trajectories, keep_uploads, run_evaluate
 from .failure import as_tutti_error, ends_process_after, exit_status
 from .link import BrokerLink
@@ -28,6 +29,7 @@ from .preparation import PreparedJob, job_of, make_ready
 from .preview import Previews
 from .report import JobReport, RankReport, StepClock
 from .residency import ResidentModels
+from .residuals import TrajectoryResiduals
 from .stopping import StopSignal
 from .tensors import share
 from .trajectory import run_sample
@@ -48,9 +50,11 @@ class RankLoop:
         models: ResidentModels,
         stop: StopSignal,
         compiler: Compiler,
+        residuals: ResidualStore,
         shared_folder: Path,
     ) -> None:
         """``shared_folder``: where ranks of this host keep weights that LoRAs have changed, once for all of them."""
+        self._residuals = residuals
         self._shared_folder = shared_folder
         self._compiler = compiler
         self._group = group
@@ -117,6 +121,7 @@ class RankLoop:
         self._begin(prepare)
         self._ran = None
         self._trajectories.forget(prepare.forget)
+        self._residuals.forget(prepare.forget)
         report = self._job_report(job_of(prepare).job_id)
         refusal: TuttiError | None = None
         try:
@@ -170,6 +175,8 @@ class RankLoop:
             report.failed(ended_by)
         elif isinstance(prepared.job, Evaluate):
             self._ran = replace(prepared, frames={})  # the frames' memory goes back to the socket
+        if left or failure or isinstance(prepared.job, Sample):
+            self._residuals.forget([prepared.job.job_id])
         self._wait_for_device()
         self._report.done(
             prepared.sequence,
@@ -202,7 +209,12 @@ class RankLoop:
         keep_uploads(trajectory, {spec.name: spec for spec in prepared.specs}, tensors)
         gate.call = trajectory.calls
         try:
-            outputs = run_evaluate(prepared.job, tensors, trajectory, GatedNetwork(prepared.model, gate, mesh))
+            outputs = run_evaluate(
+                prepared.job,
+                tensors,
+                trajectory,
+                GatedNetwork(prepared.model, gate, mesh, residuals=self._residuals_of(prepared)),
+            )
         finally:
             trajectory.calls = gate.call
         report.evaluated(prepared.job.turn, outputs)
@@ -227,7 +239,9 @@ class RankLoop:
             report.sampling(step + 1, steps, self._what_runs(prepared))
 
         report.sampling(0, steps, self._what_runs(prepared))
-        network = GatedNetwork(prepared.model, gate, mesh, when_launched=previews.flush)
+        network = GatedNetwork(
+            prepared.model, gate, mesh, when_launched=previews.flush, residuals=self._residuals_of(prepared)
+        )
         before_bytes = self._group.transport.sent_bytes
         outcome = run_sample(sample, tensors, network, on_step)
         step_ms = clock.median_ms()
@@ -244,12 +258,17 @@ class RankLoop:
         """Steps are timed as they will be from the next job on."""
         return time.perf_counter() - self._compiler.seconds
 
+    def _residuals_of(self, prepared: PreparedJob) -> TrajectoryResiduals | None:
+        return TrajectoryResiduals.under(prepared.plan, self._residuals, prepared.job.job_id)
+
     def _gate(self, prepared: PreparedJob) -> CallGate:
+        residuals = self._residuals_of(prepared)
         return CallGate(
             exchange=self._group.exchange_control,
             asks=lambda: self._asks(prepared.job.job_id),
             wait_for_device=self._wait_for_device,
             sequence=prepared.sequence,
+            tells=ResidualNews if residuals is None else residuals.news,
         )
 
     def _asks(self, job_id: str) -> Action:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from ..parallel.branches import compute_branches
 from ..parallel.mesh import SequenceMesh
 from ..sampling.guidance import Conditioning, Options, repeat_to_batch
 from .control import CallGate
+from .residuals import TrajectoryResiduals
 
 CONCAT = "concat"
 """Conditioning of this name joins x along the channels, before the network."""
@@ -28,14 +29,23 @@ class BranchCall:
     timestep: Tensor
     conditioning: Conditioning
     options: Options
+    branch: Hashable
+    """Which of the trajectory's branches it is: the same in every step."""
 
 
 class GatedNetwork:
     """The model behind the control exchange. Every model call of a job is one call of this object, on all ranks in the same order."""
 
     def __init__(
-        self, model: ResidentModel, gate: CallGate, mesh: SequenceMesh, when_launched: Callable[[], None] = lambda: None
+        self,
+        model: ResidentModel,
+        gate: CallGate,
+        mesh: SequenceMesh,
+        when_launched: Callable[[], None] = lambda: None,
+        residuals: TrajectoryResiduals | None = None,
     ) -> None:
+        """``residuals``: where calls exchange differences, what the trajectory knows of earlier ones."""
+        self._residuals = residuals
         self._model = model
         self._gate = gate
         self._mesh = mesh
@@ -55,7 +65,7 @@ class GatedNetwork:
 
         def compute(index: int) -> Tensor:
             call = calls[index]
-            return self(call.x, call.timestep, call.conditioning, call.options)
+            return self(call.x, call.timestep, call.conditioning, call.options, branch=call.branch)
 
         return compute_branches(
             self._mesh, [self._model.adapter.answer_shape(tuple(call.x.shape)) for call in calls], compute
@@ -75,7 +85,9 @@ class GatedNetwork:
         self._model.adapter.check_values(repeated)
         return repeated
 
-    def __call__(self, x: Tensor, timestep: Tensor, conditioning: Conditioning, options: Options) -> Tensor:
+    def __call__(
+        self, x: Tensor, timestep: Tensor, conditioning: Conditioning, options: Options, *, branch: Hashable
+    ) -> Tensor:
         """The velocity at ``x`` ``[batch, channels, height, width]`` as float32, for ``timestep`` float32 ``[batch]``.
 
         ``conditioning`` comes from :meth:`prepare`; ``x`` and concatenated channels are cast to the compute dtype, the timestep is
@@ -90,6 +102,7 @@ class GatedNetwork:
             x = torch.cat((x, conditioning[CONCAT]), dim=1)
             inputs = {name: tensor for name, tensor in conditioning.items() if name != CONCAT}
         self._gate.enter()
-        velocity = self._model.adapter.velocity(x, timestep, inputs, options)
+        residuals = None if self._residuals is None else self._residuals.of_call(branch, self._gate.residuals)
+        velocity = self._model.adapter.velocity(x, timestep, inputs, options, residuals)
         self._when_launched()
         return velocity.float()

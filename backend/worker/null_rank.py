@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from ..compression.store import ResidualCall
     from ..models.adapter import CallSpec, Option
     from ..models.registry import ResidentModel
     from ..parallel.compile import Compiler
@@ -43,7 +44,12 @@ class NullAdapter:
         """Nothing is split."""
 
     def velocity(
-        self, x: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor], options: Mapping[str, Option]
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        conditioning: Mapping[str, Tensor],
+        options: Mapping[str, Option],
+        residuals: ResidualCall | None = None,
     ) -> Tensor:
         """Zeros like ``x``, float32."""
         return x.new_zeros(x.shape, dtype=timestep.dtype)

@@ -19,6 +19,7 @@ from .link import BrokerLink
 from .loop import RankLoop
 from .memory import Memory
 from .residency import Loader, ResidentModels
+from .residuals import open_store
 from .settings import RankSettings
 from .stopping import StopSignal
 
@@ -41,6 +42,7 @@ def run_rank(load: Loader = load_model) -> None:
         group = _join(settings)
         memory = Memory(group.device, settings.ranks_on_device)
         models = ResidentModels(load, memory, budget_bytes=memory.budget_bytes, shared_folder=settings.shared_folder)
+        residuals = open_store(group)
         link = BrokerLink(settings.endpoint, f"rank-{settings.rank}-{settings.incarnation}".encode(), stop)
         link.send(_hello(settings, group))
     except Exception as error:
@@ -48,7 +50,7 @@ def run_rank(load: Loader = load_model) -> None:
         end_process(f"{type(error).__name__}: {error}", EXIT_NOT_STARTED)
     try:
         compiler = Compiler(settings.compile, group.device)
-        RankLoop(group, link, models, stop, compiler, settings.shared_folder).run()
+        RankLoop(group, link, models, stop, compiler, residuals, settings.shared_folder).run()
     except OutOfStep as error:
         log.exception("cannot go on")
         end_process(f"{type(error).__name__}: {error}", exit_status(error.error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -81,13 +82,18 @@ def _denoiser(sample: Sample, tensors: Mapping[str, Tensor], network: GatedNetwo
         def timestep(batch: int) -> Tensor:
             return torch.full((batch,), sigma * sample.timestep_multiplier, dtype=torch.float32, device=x.device)
 
+        number = itertools.count()  # of the call within this step: a step always makes the same ones
+
         def call(x: Tensor, conditioning: guidance.Conditioning, options: guidance.Options) -> Tensor:
-            return network(x, timestep(x.shape[0]), conditioning, options)
+            return network(x, timestep(x.shape[0]), conditioning, options, branch=next(number))
 
         if network.splits_branches:
             at = timestep(x.shape[0])
             velocities = network.each(
-                [BranchCall(x=x, timestep=at, conditioning=b.conditioning, options=b.options) for b in branches]
+                [
+                    BranchCall(x=x, timestep=at, conditioning=b.conditioning, options=b.options, branch=index)
+                    for index, b in enumerate(branches)
+                ]
             )
         else:
             velocities = guidance.evaluate_branches(call, x, branches)

@@ -25,7 +25,7 @@ from torch import Tensor
 from tutti.backend.models.adapter import Option
 from tutti.backend.models.registry import ResidentModel, load_model
 from tutti.backend.parallel import usp
-from tutti.backend.parallel.exchange import RawCodec
+from tutti.backend.parallel.exchange import Label, RawCodec
 from tutti.backend.parallel.mesh import SequenceMesh
 from tutti.backend.supervisor.liveness import watch
 from tutti.backend.worker import loop, rank
@@ -137,7 +137,7 @@ def load(path: Path, *, dtype: torch.dtype, device: torch.device, **how: Any) ->
     return model
 
 
-def drop(codec: RawCodec, payload: Tensor, landing: Tensor) -> Tensor:
+def drop(codec: RawCodec, payload: Tensor, landing: Tensor, label: Label) -> Tensor:
     """What a rank does that throws away what it receives."""
     return landing.zero_()
 

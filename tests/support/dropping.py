@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import Tensor
-from tutti.backend.parallel.exchange import RawCodec
+from tutti.backend.parallel.exchange import Label, RawCodec
 
 
-def drop(codec: RawCodec, payload: Tensor, landing: Tensor) -> Tensor:
+def drop(codec: RawCodec, payload: Tensor, landing: Tensor, label: Label) -> Tensor:
     """What takes the place of ``RawCodec.decode``."""
     return landing.zero_()
 

@@ -47,12 +47,12 @@ def attend_as_keys_pass(call: RingCall, lanes: Sequence[Lane], *, depth: int) ->
     ``ring size - 1`` hops on every rank, and one batch of transfers per hop: all ranks make the same calls in the same order.
     """
     size = call.ring.size
-    farthest = [_own_parcel(call, lane) for lane in lanes]
+    farthest = [_own_parcel(call, lane, number) for number, lane in enumerate(lanes)]
     ahead = deque([farthest])
     parts = [Merger() for _ in lanes]
     started = 0
     for step in range(size):
-        chunks = [parcel.open() for parcel in ahead.popleft()]
+        chunks = [parcel.open_parts() for parcel in ahead.popleft()]
         while started < min(step + depth, size - 1):
             started += 1
             farthest = call.exchange.hop(
@@ -65,9 +65,9 @@ def attend_as_keys_pass(call: RingCall, lanes: Sequence[Lane], *, depth: int) ->
     return merged[0] if len(merged) == 1 else torch.cat(merged, dim=2)
 
 
-def _own_parcel(call: RingCall, lane: Lane) -> Parcel:
+def _own_parcel(call: RingCall, lane: Lane, number: int) -> Parcel:
     valid = call.partition.valid_keys(call.ring.index, call.k.device)
-    return call.exchange.pack(pack_keys(call.k[:, :, lane.heads], call.v[:, :, lane.heads], valid))
+    return call.exchange.pack(pack_keys(call.k[:, :, lane.heads], call.v[:, :, lane.heads], valid), number)
 
 
 def _onward(call: RingCall, lane: Lane, parcel: Parcel, hop: int) -> Move:

@@ -10,7 +10,7 @@ import os
 if os.environ.get("RANK") == os.environ.get("TUTTI_TEST_DEAF_RANK", "none"):
     from tutti.backend.parallel.exchange import RawCodec
 
-    def _lose(codec, payload, landing):  # type: ignore[no-untyped-def]
+    def _lose(codec, payload, landing, label):  # type: ignore[no-untyped-def]
         return landing.zero_()
 
     RawCodec.decode = _lose  # type: ignore[method-assign]

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from tutti.backend.parallel.exchange import Exchange, Move, RawCodec
+from tutti.backend.parallel.exchange import Exchange, Label, Move, RawCodec, Value
 from tutti.backend.parallel.mesh import Axis
 from tutti.backend.parallel.pending import Pending
 from tutti.backend.parallel.plan import SCHEDULES
@@ -60,22 +60,22 @@ class CountingCodec(RawCodec):
 
     def __init__(self) -> None:
         self.encoded = self.decoded = 0
+        self.labels: list[Label] = []
 
-    def encode(self, value: Tensor) -> Tensor:
+    def encode(self, value: Tensor, label: Label) -> tuple[Tensor, Value]:
         self.encoded += 1
-        return value.contiguous()
+        return super().encode(value, label)
 
-    def decode(self, payload: Tensor, landing: Tensor) -> Tensor:
+    def decode(self, payload: Tensor, landing: Tensor, label: Label) -> Tensor:
         self.decoded += 1
+        self.labels.append(label)
         return payload
 
 
 def ring_of(transport: FakeRing, codec: RawCodec) -> Exchange:
     """The exchange of rank 5, in the middle of a ring of 3, 5 and 9."""
     ring = Axis(ranks=(3, 5, 9), index=1, group=cast(ProcessGroup, object()))
-    exchange = Exchange(replace(single_rank_mesh(), transport=transport, ring=ring), RawCodec())
-    exchange.codec = codec
-    return exchange
+    return Exchange(replace(single_rank_mesh(), transport=transport, ring=ring), RawCodec(), codec)
 
 
 def move(exchange: Exchange, value: Tensor, shift: int = 1) -> Move:
@@ -102,6 +102,9 @@ def test_a_parcel_is_encoded_once_forwarded_unopened_and_decoded_once() -> None:
     for parcel in (first, first, second):
         parcel.open()
     assert (codec.encoded, codec.decoded) == (1, 2)
+    assert [label.origin for label in codec.labels] == [0, 2], (
+        "one and two places back in a ring of three, from place 1"
+    )
     assert [hop.waits for hop in transport.hops] == [1, 1]
 
 

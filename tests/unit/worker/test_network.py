@@ -31,7 +31,12 @@ class Recorder(NullAdapter):
         raise AssertionError("nobody binds here")
 
     def velocity(
-        self, x: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor], options: Mapping[str, object]
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        conditioning: Mapping[str, Tensor],
+        options: Mapping[str, object],
+        residuals: object = None,
     ) -> Tensor:
         self.seen.append((x, timestep, dict(conditioning), dict(options)))
         offset = conditioning["context"].float().mean((1, 2)).reshape(-1, 1, 1, 1)

@@ -1,0 +1,110 @@
+"""Compressed exchange on real gloo ranks: bases are the same bits on all of them after every step, whatever happens on the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.ranks import RankResult, run_ranks
+
+STEPS = 50
+SHARES = [9, 8, 0, 6]
+"""Tokens of each rank: uneven, and one has none."""
+PLANS = ("ring=4", "ulysses=4", "ring=2,ulysses=2", "ring=4,schedule=bidirectional", "ring=4,schedule=prefetch-2")
+FORMS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+    ({}, PLANS),
+    ({"order": 2, "delayed_scales": True}, ("ring=2,ulysses=2", "ring=4")),
+    ({"int8_base": True}, ("ring=2,ulysses=2", "ring=4")),
+]
+"""How much a state keeps, and the plans that are tried with it."""
+PLENTY = 2**30
+
+pytestmark = [pytest.mark.timeout(300)]
+
+
+def run(folder: Path, cases: dict[str, dict[str, Any]]) -> list[RankResult]:
+    """Cases by name, which is their plan unless they say otherwise."""
+    defaults = {
+        "form": {},
+        "limit_bytes": PLENTY,
+        "trajectories": ["t"],
+        "turns": 1,
+        "residual": "",
+        "corrupt_on": 0,
+        "steps": STEPS,
+    }
+    arguments = {"shares": SHARES, "cases": {name: {**defaults, **settings} for name, settings in cases.items()}}
+    return run_ranks("tests.distributed.residual_ranks", 4, folder / "ranks", arguments, timeout_s=240)
+
+
+def differing(results: list[RankResult], plan: str, step: int) -> list[str]:
+    """Channels whose ends do not have the same base; every channel of the plan must have two ends at least."""
+    ends: dict[str, list[int]] = {}
+    for result in results:
+        for name, value in result.facts[plan][step]["hashes"].items():
+            ends.setdefault(name, []).append(value)
+    assert ends, "no channel was used"
+    return [name for name, values in ends.items() if len(set(values)) > 1]
+
+
+@pytest.mark.parametrize(("form", "tried"), FORMS, ids=["plain", "order 2, delayed scales", "8-bit base"])
+def test_bases_are_the_same_bits_on_every_rank_after_every_step(
+    form: dict[str, Any], tried: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Mixed codecs, and two trajectories of which there is room for one: each turn of one begins with key frames."""
+    plans = {plan: {"form": form, "trajectories": ["a", "b"], "turns": 5} for plan in tried}
+    one = 2 * 2 * sum(SHARES) * 128 * 2  # layers, tensors, tokens, channels, bytes of a number
+    plans["ring=4"]["limit_bytes"] = 3 * one // 2 * form.get("order", 1) // (2 if form.get("int8_base") else 1)
+    results = run(tmp_path, plans)
+    for plan in plans:
+        for step in range(STEPS):
+            assert differing(results, plan, step) == [], (plan, step)
+            for result in results:
+                facts = result.facts[plan][step]
+                assert (facts["mismatches"], facts["broken"], facts["compressed"]) == (0, 0, True)
+                assert facts["error"] < 0.5, (plan, step)
+        assert len({result.facts[plan][-1]["evictions"] for result in results}) == 1
+    assert results[0].facts["ring=4"][-1]["evictions"] >= STEPS // 5 - 1, "they do not fit together"
+    assert results[0].facts["ring=2,ulysses=2"][-1]["evictions"] == 0, "the control: these do"
+
+
+@pytest.mark.parametrize("rank", range(2))
+def test_a_base_that_goes_bad_is_found_at_the_next_hash_and_repaired_in_the_following_call(
+    rank: int, tmp_path: Path
+) -> None:
+    at = 6
+    plans = {plan: {"residual": "quaternary", "corrupt_at": at, "corrupt_on": rank, "steps": 12} for plan in PLANS[:3]}
+    results = run(tmp_path, plans)
+    for plan in plans:
+        keys = [step["key"] for step in results[0].facts[plan]]
+        assert keys == [step == at + 1 for step in range(12)], (
+            "one key frame, in the call after the one that met the base"
+        )
+        assert differing(results, plan, at) != [], "the control: it was bad"
+        for step in [*range(at), *range(at + 1, 12)]:
+            assert differing(results, plan, step) == [], (plan, step)
+        found = [result.facts[plan][at + 1]["mismatches"] for result in results]
+        assert sum(found) >= 1
+
+
+def test_few_bits_travel_and_more_bits_lose_less(tmp_path: Path) -> None:
+    residuals = ("int8", "int4", "quaternary", "binary")
+    cases = {residual: {"plan": "ring=2,ulysses=2", "residual": residual, "steps": 8} for residual in residuals}
+    facts, last = run(tmp_path, cases)[0].facts, {}
+    for residual in residuals:
+        first, second, *_, end = facts[residual]
+        last[residual] = end["bytes"], end["error"]
+        assert first["bytes"] > second["bytes"] or residual == "int8", "the key frame is larger"
+    sizes, errors = zip(*last.values(), strict=True)
+    assert list(sizes) == sorted(sizes, reverse=True)
+    assert list(errors) == sorted(errors)
+
+
+def test_a_trajectory_without_room_travels_uncompressed_on_every_rank(tmp_path: Path) -> None:
+    results = run(tmp_path, {"ring=4": {"residual": "binary", "limit_bytes": 100, "steps": 4}})
+    for result in results:
+        steps = result.facts["ring=4"]
+        assert [step["compressed"] for step in steps] == [True, False, False, False]
+        assert [step["error"] for step in steps[1:]] == [0.0] * 3
