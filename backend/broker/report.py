@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ..wire.job_states import JobState
 from ..wire.limits import NAME_LENGTH, TEXT_LENGTH
-from ..wire.messages import JobStatus, RankStatus, Status
+from ..wire.messages import Status
+from ..wire.status_rows import JobStatus, RankStatus
 from .core import Core
 from .jobs import Job
 

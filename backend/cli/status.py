@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 from ..errors import DaemonUnreachable
 from ..wire.connection import Connection
-from ..wire.messages import JobStatus, Status
+from ..wire.messages import Status
 from ..wire.plans import shown_plan
+from ..wire.status_rows import JobStatus
 from . import state_directory
 from .client import connected, locate
 

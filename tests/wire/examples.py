@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from tutti.backend.wire import messages as m
 from tutti.backend.wire.codec import encode
 from tutti.backend.wire.dtypes import ITEM_BYTES, WireDtype
+from tutti.backend.wire.status_rows import JobStatus, RankStatus
 from tutti.backend.wire.tensors import WireTensor
 
 JOB = "0123456789abcdef0123456789abcdef"
@@ -128,11 +129,11 @@ EXAMPLES: dict[str, Example] = {
             transport="gloo",
             device="cpu",
             ranks=(
-                m.RankStatus(rank=0, pid=4711, device="cpu", memory_bytes=1 << 33),
-                m.RankStatus(rank=1, pid=4712, device="cpu", memory_bytes=0),
+                RankStatus(rank=0, pid=4711, device="cpu", memory_bytes=1 << 33),
+                RankStatus(rank=1, pid=4712, device="cpu", memory_bytes=0),
             ),
             resident=("diffusion_models/flux1-dev.safetensors",),
-            jobs=(m.JobStatus(job_id=JOB, node_id="12", model="flux", state="running", step=3, steps=20),),
+            jobs=(JobStatus(job_id=JOB, node_id="12", model="flux", state="running", step=3, steps=20),),
             queued=0,
             finished=9,
             failed=1,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from tutti.backend.cli.status import as_text, printable
 from tutti.backend.wire.connection import Connection
-from tutti.backend.wire.messages import JobStatus, Status
+from tutti.backend.wire.messages import Status
+from tutti.backend.wire.status_rows import JobStatus
 
 
 def test_what_a_client_named_its_node_cannot_steer_the_terminal() -> None:
