@@ -57,6 +57,7 @@ def as_text(status: Status, connection: Connection) -> str:
         + (f", {status.transport}" if status.transport else "")
         + (f", restarted {status.restarts} times" if status.restarts else ""),
         f"  compile    {status.compile or '-'}",
+        f"  attention  {status.attention or '-'}",
         f"  resident   {', '.join(status.resident) or 'no model yet'}",
         f"  jobs       {status.queued} queued, {status.finished} finished, {status.failed} failed",
     ]

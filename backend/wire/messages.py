@@ -139,6 +139,8 @@ class Status:
     restarts: int = field(metadata=_COUNT)
     compile: str = field(default="", metadata=_NAME)
     """What runs compiled, or why nothing does; before the first job how the daemon was told to compile."""
+    attention: str = field(default="", metadata=_NAME)
+    """Which kernels attentions run on, and what was switched off and why; empty before the first attention."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -459,6 +461,7 @@ class Done:
     memory_bytes: int = field(metadata=_COUNT)
     resident: tuple[str, ...] = field(metadata=bounded(items=LISTED, length=NAME_LENGTH))
     compile: str = field(default="", metadata=_NAME)
+    attention: str = field(default="", metadata=_NAME)
 
 
 MESSAGES: dict[str, type[Any]] = {

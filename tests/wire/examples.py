@@ -139,6 +139,7 @@ EXAMPLES: dict[str, Example] = {
             failed=1,
             restarts=2,
             compile="blocks, 4 graphs in 12 s",
+            attention="torch-cuda-cudnn; xfuser-flash-4 is off for 2 shapes: ImportError, see the rank's log (rank 1)",
         )
     ),
     "Sample": Example(SAMPLE, SAMPLE_TENSORS),
@@ -178,7 +179,15 @@ EXAMPLES: dict[str, Example] = {
     "Go": Example(m.Go(sequence=7)),
     "Repeat": Example(m.Repeat(sequence=8, turn=4), EVALUATE_TENSORS),
     "Abort": Example(m.Abort(sequence=7)),
-    "Done": Example(m.Done(sequence=7, memory_bytes=1 << 33, resident=("flux",), compile="blocks, 4 graphs in 12 s")),
+    "Done": Example(
+        m.Done(
+            sequence=7,
+            memory_bytes=1 << 33,
+            resident=("flux",),
+            compile="blocks, 4 graphs in 12 s",
+            attention="torch-cuda-cudnn; xfuser-flash-4 is off for 2 shapes: ImportError, see the rank's log",
+        )
+    ),
     "Store": Example(m.Store(request=6, digest=DIGEST, size_bytes=1 << 30, offset=3), {"bytes": tensor("U8", 5)}),
     "Stored": Example(m.Stored(request=6, digest=DIGEST, have_bytes=8)),
     # Second forms of messages that have two.
