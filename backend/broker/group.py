@@ -38,6 +38,8 @@ class Rank:
     memory_bytes: int = 0
     compile: str = ""
     """What runs compiled on it; empty before its first job."""
+    attention: str = ""
+    """What attentions run on there, and what was switched off; empty before its first one."""
     resident: tuple[str, ...] = ()
     answered: int = 0
     """Number of the last turn that it answered the Prepare of, or left."""
@@ -193,7 +195,8 @@ class Group:
 
     def note(self, rank: Rank, done: Done) -> None:
         """What a rank said when it left a job."""
-        rank.memory_bytes, rank.resident, rank.compile = done.memory_bytes, done.resident, done.compile
+        rank.memory_bytes, rank.resident = done.memory_bytes, done.resident
+        rank.compile, rank.attention = done.compile, done.attention
 
     def _forget_ranks(self) -> None:
         self.runs = self.ready_for = None

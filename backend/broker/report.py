@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from ..wire.job_states import JobState
 from ..wire.limits import NAME_LENGTH, TEXT_LENGTH
-from ..wire.messages import JobStatus, RankStatus, Status
+from ..wire.messages import Status
+from ..wire.status_rows import JobStatus, RankStatus
+from ..wire.texts import joined, parts_of, shortened
 from .core import Core
 from .jobs import Job
 
@@ -36,7 +38,8 @@ def status(core: Core, request: int, uptime_s: float) -> Status:
         finished=core.finished,
         failed=core.failed,
         restarts=core.group.restarts,
-        compile=_compile(core)[:NAME_LENGTH],
+        compile=shortened(_compile(core), NAME_LENGTH),
+        attention=_attention(core),
     )
 
 
@@ -49,6 +52,23 @@ def _compile(core: Core) -> str:
     failed = {rank: text for rank, text in said.items() if "eager" in text}
     rank, text = next(iter((failed or said).items()))
     return f"{text} (rank {rank})" if failed and len(failed) < len(said) else text
+
+
+def _attention(core: Core) -> str:
+    """Once what all ranks say that had attentions; with their numbers what only some say."""
+    said = {rank.rank: parts_of(rank.attention) for rank in core.group.ranks if rank.attention}
+    saying: dict[str, list[int]] = {}
+    for rank, parts in said.items():
+        for part in parts:
+            saying.setdefault(part, []).append(rank)
+    return joined(
+        (part if len(ranks) == len(said) else f"{part} ({_named(ranks)})" for part, ranks in saying.items()),
+        NAME_LENGTH,
+    )
+
+
+def _named(ranks: list[int]) -> str:
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
 
 
 def _shown(core: Core) -> list[Job]:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 from ..errors import DaemonUnreachable
 from ..wire.connection import Connection
-from ..wire.messages import JobStatus, Status
+from ..wire.messages import Status
 from ..wire.plans import shown_plan
+from ..wire.status_rows import JobStatus
 from . import state_directory
 from .client import connected, locate
 
@@ -56,6 +57,7 @@ def as_text(status: Status, connection: Connection) -> str:
         + (f", {status.transport}" if status.transport else "")
         + (f", restarted {status.restarts} times" if status.restarts else ""),
         f"  compile    {status.compile or '-'}",
+        f"  attention  {status.attention or '-'}",
         f"  resident   {', '.join(status.resident) or 'no model yet'}",
         f"  jobs       {status.queued} queued, {status.finished} finished, {status.failed} failed",
     ]

@@ -23,6 +23,7 @@ from .limits import (
     TEXT_LENGTH,
 )  # fmt: skip
 from .schema import Scalar, bounded
+from .status_rows import JobStatus, RankStatus
 from .tensors import TensorSpec
 
 _ID = bounded(length=32, pattern=r"[0-9a-f]{32}")
@@ -115,29 +116,6 @@ class StatusRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RankStatus:
-    """One rank, as ``tutti status`` shows it."""
-
-    rank: int = field(metadata=_COUNT)
-    pid: int = field(metadata=_COUNT)
-    device: str = field(metadata=_NAME)
-    memory_bytes: int = field(metadata=_COUNT)
-    """Resident memory on CPU, allocated device memory on a GPU; 0 before the first job."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobStatus:
-    """One job, as ``tutti status`` shows it."""
-
-    job_id: str = field(metadata=_ID)
-    node_id: str = field(metadata=_NAME)
-    model: str = field(metadata=_NAME)
-    state: str = field(metadata=bounded(length=32))
-    step: int = field(metadata=_COUNT)
-    steps: int = field(metadata=_COUNT)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """B -> C. Answers StatusRequest."""
 
@@ -161,6 +139,8 @@ class Status:
     restarts: int = field(metadata=_COUNT)
     compile: str = field(default="", metadata=_NAME)
     """What runs compiled, or why nothing does; before the first job how the daemon was told to compile."""
+    attention: str = field(default="", metadata=_NAME)
+    """Which kernels attentions run on, and what was switched off and why; empty before the first attention."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -481,6 +461,7 @@ class Done:
     memory_bytes: int = field(metadata=_COUNT)
     resident: tuple[str, ...] = field(metadata=bounded(items=LISTED, length=NAME_LENGTH))
     compile: str = field(default="", metadata=_NAME)
+    attention: str = field(default="", metadata=_NAME)
 
 
 MESSAGES: dict[str, type[Any]] = {

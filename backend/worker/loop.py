@@ -15,6 +15,7 @@ from ..errors import Draining, JobCancelled, RemoteProtocolError, TuttiError
 from ..parallel.compile import Compiler
 from ..parallel.group import WorkerGroup
 from ..parallel.mesh import SequenceMesh
+from ..parallel.providers import NOTES
 from ..parallel.transport import count_open_hops
 from ..wire.codec import Received
 from ..wire.messages import Abort, Cancel, Evaluate, Go, Prepare, Repeat, Sample
@@ -183,6 +184,7 @@ class RankLoop:
             memory_bytes=self._models.memory.used_bytes,
             resident=self._models.names,
             compile=self._compiler.state,
+            attention=NOTES.parts(),
         )
 
     def _name(self, error: Exception, what: str) -> TuttiError:
@@ -199,6 +201,7 @@ class RankLoop:
         tensors = share(self._group, prepared.specs, prepared.frames)
         mesh = self._group.mesh(prepared.plan)
         self._compiler.begin_job(prepared.job.job_id, on_graph=report.compiling)
+        NOTES.begin_turn()
         prepared.model.bind(mesh, self._compiler)
         if prepared.model.variants is not None:
             prepared.model.variants.switch(prepared.variant)

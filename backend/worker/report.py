@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from torch import Tensor
@@ -23,6 +23,7 @@ from ..wire.messages import (
     Result,
 )
 from ..wire.tensors import WireTensor
+from ..wire.texts import joined, shortened
 from .tensors import to_wire
 from .trajectory import Outcome
 
@@ -45,9 +46,23 @@ class RankReport:
         """This rank cannot run the job."""
         self._send(Refused(sequence=sequence, code=error.code, message=error.message[:TEXT_LENGTH]), None)
 
-    def done(self, sequence: int, *, memory_bytes: int, resident: tuple[str, ...], compile: str) -> None:
+    def done(
+        self,
+        sequence: int,
+        *,
+        memory_bytes: int,
+        resident: tuple[str, ...],
+        compile: str,
+        attention: Sequence[str],
+    ) -> None:
         """This rank has left the job."""
-        done = Done(sequence=sequence, memory_bytes=memory_bytes, resident=resident[:64], compile=compile[:NAME_LENGTH])
+        done = Done(
+            sequence=sequence,
+            memory_bytes=memory_bytes,
+            resident=resident[:64],
+            compile=shortened(compile, NAME_LENGTH),
+            attention=joined(attention, NAME_LENGTH),
+        )
         self._send(done, None)
 
 

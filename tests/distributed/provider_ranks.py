@@ -7,7 +7,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 from tutti.backend.parallel.plan import Plan
-from tutti.backend.parallel.providers import Attended, AttentionProvider, CpuFlash, reports, trials
+from tutti.backend.parallel.providers import NOTES, Attended, AttentionProvider, CpuFlash, trials
 from tutti.backend.parallel.providers.cache import TimesCache
 from tutti.backend.parallel.providers.choice import Choices
 
@@ -80,7 +80,8 @@ def main() -> None:
         before = rank.group.transport.sent_bytes
         table.get(case(), mesh)
         rank.facts[f"{name}: bytes of a second look"] = rank.group.transport.sent_bytes - before
-    rank.facts["reports"] = reports()
+    rank.facts["reports"] = NOTES.reports()
+    rank.facts["parts"] = NOTES.parts()
     rank.finish()
 
 

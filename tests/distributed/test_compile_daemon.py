@@ -1,4 +1,4 @@
-"""``tutti serve --compile``: what a client hears while the ranks compile, what status says, and that the next job compiles nothing."""
+"""``tutti serve --compile``: what a client hears while the ranks compile, what status says (of attention too), and that the next job compiles nothing."""
 
 from __future__ import annotations
 
@@ -60,6 +60,7 @@ def graphs(daemon: Daemon) -> int:
 
 def test_the_first_job_says_that_it_compiles_and_the_next_one_compiles_nothing(compiling: Daemon, models: Path) -> None:
     assert compiling.status().compile == "blocks", "before the first job: as the daemon was told"
+    assert compiling.status().attention == ""
     with compiling.client() as client:
         latent, told = draw(client)
         progress = [(message.step, message.steps) for message in told if message.phase == "compiling"]
@@ -70,11 +71,13 @@ def test_the_first_job_says_that_it_compiles_and_the_next_one_compiles_nothing(c
         again, told = draw(client)
     assert [message for message in told if message.phase == "compiling"] == []
     assert graphs(compiling) == after_first == 2
+    assert compiling.status().attention == "torch-cpu-flash", "inside of graphs too"
     assert torch.equal(again, latent)
     with private_state_dir() as state_dir, running(models, state_dir, ranks=2) as eager, eager.client() as client:
         expected, told = draw(client)
         assert told[-1].text.endswith("2 ranks"), "auto leaves a CPU eager"
         assert eager.status().compile == "off: auto compiles on GPUs only"
+        assert eager.status().attention == "torch-cpu-flash"
     assert 0 < relative_error(latent, expected) <= FP32_TOLERANCE, "compiled kernels round otherwise"
 
 

@@ -39,13 +39,19 @@ def test_all_ranks_choose_the_same_kernel(name: str, chosen: str, ranks: list[Ra
 def test_the_rank_that_found_a_fault_says_so(ranks: list[RankResult]) -> None:
     told = ["\n".join(result.facts["reports"]) for result in ranks]
     assert "wrong-lse is off" in told[1]
+    shown = ["\n".join(result.facts["parts"]) for result in ranks]
+    assert "wrong-lse is off for 1 shape: its log-sum-exp is off by" in shown[1]
     assert all("no kernel is right on every rank" in text for text in told)
+    assert all("attention runs by the formula, slowly, for 1 shape: " in text for text in shown)
 
 
 def test_what_failed_is_said_in_one_line(ranks: list[RankResult]) -> None:
     first, second = (result.facts["reports"] for result in ranks)
-    assert any("a is off for" in text and "no room for a second workspace as it is timed" in text for text in first)
-    assert any("no kernel could be timed; it runs by the formula" in text for text in second)
+    assert any(
+        "a is off for" in text and "OutOfMemoryError as it is timed: no room for a second workspace" in text
+        for text in first
+    )
+    assert any("runs by the formula" in text and "no kernel could be timed" in text for text in second)
     for told in (first, second):
         assert any("no kernel could be checked for" in text for text in told)
         assert not any("\n" in text for text in told)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from tutti.backend.wire import messages as m
 from tutti.backend.wire.codec import encode
 from tutti.backend.wire.dtypes import ITEM_BYTES, WireDtype
+from tutti.backend.wire.status_rows import JobStatus, RankStatus
 from tutti.backend.wire.tensors import WireTensor
 
 JOB = "0123456789abcdef0123456789abcdef"
@@ -128,16 +129,17 @@ EXAMPLES: dict[str, Example] = {
             transport="gloo",
             device="cpu",
             ranks=(
-                m.RankStatus(rank=0, pid=4711, device="cpu", memory_bytes=1 << 33),
-                m.RankStatus(rank=1, pid=4712, device="cpu", memory_bytes=0),
+                RankStatus(rank=0, pid=4711, device="cpu", memory_bytes=1 << 33),
+                RankStatus(rank=1, pid=4712, device="cpu", memory_bytes=0),
             ),
             resident=("diffusion_models/flux1-dev.safetensors",),
-            jobs=(m.JobStatus(job_id=JOB, node_id="12", model="flux", state="running", step=3, steps=20),),
+            jobs=(JobStatus(job_id=JOB, node_id="12", model="flux", state="running", step=3, steps=20),),
             queued=0,
             finished=9,
             failed=1,
             restarts=2,
             compile="blocks, 4 graphs in 12 s",
+            attention="torch-cuda-cudnn; xfuser-flash-4 is off for 2 shapes: ImportError, see the rank's log (rank 1)",
         )
     ),
     "Sample": Example(SAMPLE, SAMPLE_TENSORS),
@@ -177,7 +179,15 @@ EXAMPLES: dict[str, Example] = {
     "Go": Example(m.Go(sequence=7)),
     "Repeat": Example(m.Repeat(sequence=8, turn=4), EVALUATE_TENSORS),
     "Abort": Example(m.Abort(sequence=7)),
-    "Done": Example(m.Done(sequence=7, memory_bytes=1 << 33, resident=("flux",), compile="blocks, 4 graphs in 12 s")),
+    "Done": Example(
+        m.Done(
+            sequence=7,
+            memory_bytes=1 << 33,
+            resident=("flux",),
+            compile="blocks, 4 graphs in 12 s",
+            attention="torch-cuda-cudnn; xfuser-flash-4 is off for 2 shapes: ImportError, see the rank's log",
+        )
+    ),
     "Store": Example(m.Store(request=6, digest=DIGEST, size_bytes=1 << 30, offset=3), {"bytes": tensor("U8", 5)}),
     "Stored": Example(m.Stored(request=6, digest=DIGEST, have_bytes=8)),
     # Second forms of messages that have two.

@@ -8,9 +8,10 @@ from __future__ import annotations
 from .attention import Attended, AttentionProvider
 from .choice import choose_provider, provider_for
 from .kernels import CpuFlash, CudaEfficient, CudaFlash, MathFallback
-from .notes import reports
+from .notes import NOTES
 
 __all__ = [
+    "NOTES",
     "Attended",
     "AttentionProvider",
     "CpuFlash",
@@ -19,5 +20,4 @@ __all__ = [
     "MathFallback",
     "choose_provider",
     "provider_for",
-    "reports",
 ]

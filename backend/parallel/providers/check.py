@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .attention import Attended, AttentionProvider
 from .kernels import MathFallback
+from .reason import Reason, reason_of
 
 SAMPLED_ROWS: Final = 64
 """Queries that are compared, of two heads of the last picture: the reference writes all of their scores to memory."""
@@ -39,25 +40,22 @@ TOLERANCES: Final = {
 }
 
 
-def fault(provider: AttentionProvider, q: Tensor, k: Tensor, v: Tensor, scale: float, *, needs_lse: bool) -> str | None:
+def fault(
+    provider: AttentionProvider, q: Tensor, k: Tensor, v: Tensor, scale: float, *, needs_lse: bool
+) -> Reason | None:
     """Why this kernel must not be used for such tensors ``[B, H, tokens, D]``; None when it is right."""
     try:
         got = provider(q, k, v, scale)
         if got.out.shape != q.shape or got.out.dtype != q.dtype:
-            return f"it answers {got.out.dtype}{list(got.out.shape)} to {q.dtype}{list(q.shape)}"
+            return Reason(f"it answers {got.out.dtype}{list(got.out.shape)} to {q.dtype}{list(q.shape)}")
         if needs_lse and got.lse.numel() == 0:
-            return "it gives no log-sum-exp, which a ring needs"
+            return Reason("it gives no log-sum-exp, which a ring needs")
         return _disagreement(got, q, k, v, scale, needs_lse=needs_lse)
     except Exception as error:  # a kernel that somebody else wrote, in a version that nobody here has seen
-        return f"it {reason_of(error)}"
+        return reason_of(error)
 
 
-def reason_of(error: Exception) -> str:
-    """What went wrong, in one line: ``raises RuntimeError: ...``."""
-    return f"raises {type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
-
-
-def _disagreement(got: Attended, q: Tensor, k: Tensor, v: Tensor, scale: float, *, needs_lse: bool) -> str | None:
+def _disagreement(got: Attended, q: Tensor, k: Tensor, v: Tensor, scale: float, *, needs_lse: bool) -> Reason | None:
     allowed = TOLERANCES[q.dtype]
     rows = torch.linspace(0, q.shape[2] - 1, min(SAMPLED_ROWS, q.shape[2]), device=q.device).long()
     heads = slice(max(0, q.shape[1] - 2), None)
@@ -67,11 +65,13 @@ def _disagreement(got: Attended, q: Tensor, k: Tensor, v: Tensor, scale: float, 
     out = got.out[-1:, heads][:, :, rows].to(precise)
     error = float((out - expected.out).abs().max() / expected.out.abs().max())
     if not error <= allowed.out:  # a NaN is an error too
-        return f"its output is off by {error:.1e} of the largest value ({allowed.out:.0e} allowed)"
+        return Reason(f"its output is off by {error:.1e} of the largest value ({allowed.out:.0e} allowed)")
     if not needs_lse:
         return None
     error = float((got.lse[-1:, heads][:, :, rows].to(precise) - expected.lse).abs().max())
-    return None if error <= allowed.lse else f"its log-sum-exp is off by {error:.1e} ({allowed.lse:.0e} allowed)"
+    if error <= allowed.lse:
+        return None
+    return Reason(f"its log-sum-exp is off by {error:.1e} ({allowed.lse:.0e} allowed)")
 
 
 def time_ms(provider: AttentionProvider, q: Tensor, k: Tensor, v: Tensor, scale: float) -> float:

@@ -25,7 +25,8 @@ from .cache import TimesCache
 from .case import AttentionCase, case_of
 from .from_xfuser import XFUSER
 from .kernels import CpuFlash, CudaCudnn, CudaEfficient, CudaFlash, MathFallback
-from .notes import note
+from .notes import NOTES
+from .reason import Reason
 from .trials import Trials
 
 MATH: Final = MathFallback()
@@ -48,8 +49,11 @@ def choose_provider(device: torch.device, dtype: torch.dtype, head_dim: int) -> 
 def provider_for(q_BnHD: Tensor, scale: float, partition: Partition, mesh: SequenceMesh) -> AttentionProvider:
     """The kernel for an attention whose query this rank holds as ``[B, n, H, D]``. Collective, see above."""
     if q_BnHD.device.type != "cuda":
-        return choose_provider(q_BnHD.device, q_BnHD.dtype, q_BnHD.shape[3])
-    return _choices(q_BnHD.device).seen(q_BnHD, scale, partition, mesh)
+        provider = choose_provider(q_BnHD.device, q_BnHD.dtype, q_BnHD.shape[3])
+    else:
+        provider = _choices(q_BnHD.device).seen(q_BnHD, scale, partition, mesh)
+    NOTES.runs(provider.name)
+    return provider
 
 
 @functools.cache
@@ -111,7 +115,7 @@ class Choices:
         if int(place) == NO_PLACE:
             return _by_formula(case, "no kernel could be timed")
         chosen = self._providers[int(place)]
-        note(f"attention {case.key}: {chosen.name}")
+        NOTES.chose(case.key, chosen.name)
         return chosen
 
     def _place(self, provider: AttentionProvider | None) -> int:
@@ -128,5 +132,5 @@ def _on_every_rank(mine: Tensor, mesh: SequenceMesh) -> Tensor:
 
 
 def _by_formula(case: AttentionCase, why: str) -> AttentionProvider:
-    note(f"attention {case.key}: {why}; it runs by the formula, slowly", warn=True)
+    NOTES.trouble("attention runs by the formula, slowly,", case.key, Reason(why))
     return MATH

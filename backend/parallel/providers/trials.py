@@ -11,9 +11,10 @@ from torch import Tensor
 from .attention import AttentionProvider
 from .cache import Times, TimesCache
 from .case import AttentionCase, draw
-from .check import fault, reason_of, time_ms
+from .check import fault, time_ms
 from .kernels import MathFallback
-from .notes import note
+from .notes import NOTES
+from .reason import reason_of
 
 WORTH_IT: Final = 0.97
 """A kernel is preferred to one that stands before it when it takes at most this share of its time: noise must not decide."""
@@ -45,7 +46,7 @@ class Trials:
                 right = [p for p in right if self._is_right(p, tensors, case)]
                 del tensors  # before the next ones are drawn: memory may be short
         except Exception as error:  # there is no room for more tensors, say
-            note(f"no kernel could be checked for {case.key}: {reason_of(error)}", warn=True)
+            NOTES.trouble("no kernel could be checked", case.key, reason_of(error))
             return []
         return right
 
@@ -54,7 +55,7 @@ class Trials:
     ) -> bool:
         reason = fault(provider, *tensors, case.scale, needs_lse=case.needs_lse)
         if reason is not None:
-            note(f"{provider.name} is off for {case.key}: {reason}", warn=True)
+            NOTES.trouble(f"{provider.name} is off", case.key, reason)
         return reason is None
 
     def winner(self, usable: Sequence[AttentionProvider], case: AttentionCase) -> AttentionProvider | None:
@@ -67,7 +68,7 @@ class Trials:
         try:
             times = self._times(usable, case)
         except Exception as error:
-            note(f"no kernel could be timed for {case.key}: {reason_of(error)}", warn=True)
+            NOTES.trouble("no kernel could be timed", case.key, reason_of(error))
             return usable[0]
         timed = [p for p in usable if times[p.name] < float("inf")]
         if not timed:
@@ -91,7 +92,7 @@ class Trials:
         try:
             return time_ms(provider, *tensors, case.scale)
         except Exception as error:  # right once is not always: a workspace may not fit the second time
-            note(f"{provider.name} is off for {case.key}: it {reason_of(error)} as it is timed", warn=True)
+            NOTES.trouble(f"{provider.name} is off", case.key, reason_of(error, " as it is timed"))
             return float("inf")
 
     def _candidates(self, case: AttentionCase) -> list[AttentionProvider]:

@@ -38,7 +38,7 @@ def test_real_kernels_pass_the_check(
         (wrong_output(), "its output is off by"),
         (wrong_lse(), "its log-sum-exp is off by"),
         (no_lse(), "no log-sum-exp"),
-        (raising(), "raises RuntimeError: no kernel image is available"),
+        (raising(), "RuntimeError: no kernel image is available"),
         (ChangedKernel("half", lambda a: a._replace(out=a.out.half())), "answers torch.float16"),
         (ChangedKernel("nan", lambda a: a._replace(out=a.out * float("nan"))), "off by nan"),
     ],
@@ -47,8 +47,8 @@ def test_real_kernels_pass_the_check(
 def test_a_wrong_kernel_is_found_out_and_the_reason_said(provider: AttentionProvider, reason: str) -> None:
     found = fault(provider, *draw(case(), CPU), 0.25, needs_lse=True)
     assert found is not None
-    assert reason in found
-    assert "\n" not in found
+    assert reason in str(found)
+    assert "\n" not in str(found)
 
 
 def test_a_kernel_that_ignores_the_scale_is_found_out() -> None:
@@ -58,7 +58,7 @@ def test_a_kernel_that_ignores_the_scale_is_found_out() -> None:
         def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float):  # type: ignore[no-untyped-def]
             return super().__call__(q, k, v, 0.3)
 
-    assert "output is off" in (fault(OwnScale(), *draw(case(), CPU), 0.25, needs_lse=False) or "")
+    assert "output is off" in str(fault(OwnScale(), *draw(case(), CPU), 0.25, needs_lse=False))
 
 
 @pytest.mark.parametrize("wrong", [wrong_lse(), no_lse()], ids=lambda provider: provider.name)

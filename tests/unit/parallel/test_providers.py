@@ -9,12 +9,14 @@ import pytest
 import torch
 from tutti.backend.parallel.mesh import SequenceMesh
 from tutti.backend.parallel.partition import Partition
-from tutti.backend.parallel.providers import AttentionProvider, CpuFlash, MathFallback, provider_for, reports
+from tutti.backend.parallel.providers import AttentionProvider, CpuFlash, MathFallback, provider_for
 from tutti.backend.parallel.providers import choice as choice_module
+from tutti.backend.parallel.providers import trials as trials_module
 from tutti.backend.parallel.providers.cache import TimesCache, versions
 from tutti.backend.parallel.providers.case import AttentionCase
 from tutti.backend.parallel.providers.choice import PROVIDERS, Choices
 from tutti.backend.parallel.providers.from_xfuser import XFUSER
+from tutti.backend.parallel.providers.notes import AttentionNotes
 from tutti.backend.parallel.providers.trials import WORTH_IT, fastest
 
 from tests.support.meshes import single_rank_mesh
@@ -25,18 +27,31 @@ DELAY_S = 0.02
 """Far longer than an attention of these sizes takes, also while other processes want the processor."""
 
 
+@pytest.fixture
+def notes(monkeypatch: pytest.MonkeyPatch) -> AttentionNotes:
+    """Those of a process that has just begun."""
+    fresh = AttentionNotes()
+    monkeypatch.setattr(choice_module, "NOTES", fresh)
+    monkeypatch.setattr(trials_module, "NOTES", fresh)
+    return fresh
+
+
 def choices(*providers: AttentionProvider, folder: Path | None = None) -> Choices:
     return Choices(providers, CPU, TimesCache(folder, versions(CPU)))
 
 
-def test_the_fastest_right_kernel_is_chosen_and_wrong_ones_are_reported() -> None:
+def test_the_fastest_right_kernel_is_chosen_and_wrong_ones_are_reported(notes: AttentionNotes) -> None:
     slow = ChangedKernel("slow", delay_s=DELAY_S)
     chosen = choices(wrong_output(), slow, raising(), CpuFlash()).get(case(), single_rank_mesh())
     assert chosen.name == CpuFlash.name
-    told = "\n".join(reports())
+    told = "\n".join(notes.reports())
     assert "wrong-output is off for float32 b3 h5 d16 q48 k96" in told
     assert "raising is off for" in told
     assert f"lse own: {CpuFlash.name}" in told
+    assert notes.parts() == [
+        "wrong-output is off for 1 shape: its output is off by 1.7e-01 of the largest value (1e-05 allowed)",
+        "raising is off for 1 shape: RuntimeError, see the rank's log",
+    ]
 
 
 def test_an_inexact_kernel_is_not_even_tried() -> None:
@@ -46,10 +61,11 @@ def test_an_inexact_kernel_is_not_even_tried() -> None:
     assert quantised.calls == 0
 
 
-def test_a_job_runs_by_the_formula_when_every_kernel_is_wrong() -> None:
+def test_a_job_runs_by_the_formula_when_every_kernel_is_wrong(notes: AttentionNotes) -> None:
     chosen = choices(wrong_output(), raising()).get(case(), single_rank_mesh())
     assert chosen.name == MathFallback.name
-    assert any("no kernel is right" in text for text in reports())
+    assert any("no kernel is right" in text for text in notes.reports())
+    assert notes.parts()[-1] == "attention runs by the formula, slowly, for 1 shape: no kernel is right on every rank"
 
 
 def test_a_single_kernel_is_checked_and_not_timed() -> None:
@@ -128,13 +144,17 @@ def test_a_later_kernel_wins_only_by_a_margin(times: dict[str, float], winner: s
     assert fastest(["a", "b"], times) == winner
 
 
-def test_on_a_cpu_nothing_is_measured_and_nothing_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_cpu_nothing_is_measured_and_nothing_imported(
+    monkeypatch: pytest.MonkeyPatch, notes: AttentionNotes
+) -> None:
     def never(*args: object) -> None:
         raise AssertionError("measured on a CPU")
 
     monkeypatch.setattr(choice_module, "_choices", never)
     partition = Partition.equal({"image": 9}, ring=1, ulysses=1)
+    assert notes.parts() == []
     assert provider_for(torch.empty(1, 9, 4, 16), 0.25, partition, single_rank_mesh()).name == CpuFlash.name
+    assert notes.parts() == [CpuFlash.name]
     assert not any(provider.takes(CPU, torch.bfloat16, 128) for provider in XFUSER)
     assert "xfuser" not in sys.modules
 

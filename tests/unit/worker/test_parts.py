@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from tutti.backend.errors import BadRequest, LocalProtocolError
 from tutti.backend.wire.codec import encode
-from tutti.backend.wire.messages import Failed, Message, Progress
+from tutti.backend.wire.limits import NAME_LENGTH
+from tutti.backend.wire.messages import Done, Failed, Message, Progress
 from tutti.backend.worker.failure import (
     EXIT_FAILED_ALONE,
     EXIT_GROUP_BROKEN,
@@ -26,7 +27,7 @@ from tutti.backend.worker.failure import (
 )
 from tutti.backend.worker.null_rank import load_null
 from tutti.backend.worker.preview import Previews
-from tutti.backend.worker.report import JobReport, StepClock
+from tutti.backend.worker.report import JobReport, RankReport, StepClock
 from tutti.backend.worker.settings import RankSettings
 from tutti.backend.worker.stopping import StopSignal
 
@@ -110,6 +111,22 @@ def test_only_rank_0_speaks_for_a_job_and_long_texts_are_cut() -> None:
         report.failed(BadRequest("x" * 10_000))
     assert [type(message) for message in sent] == [Progress, Failed]
     encode(sent[1])
+
+
+@pytest.mark.parametrize("length", [10, 1000])
+def test_what_a_rank_says_of_itself_is_cut_so_that_it_shows(length: int) -> None:
+    sent: list[Message] = []
+    texts = ["a" * length, "b" * length]
+    RankReport(lambda message, tensors: sent.append(message)).done(
+        1, memory_bytes=0, resident=(), compile=texts[0], attention=texts
+    )
+    (done,) = sent
+    assert isinstance(done, Done)
+    encode(done)
+    if length <= NAME_LENGTH // 2:
+        assert (done.compile, done.attention) == (texts[0], "; ".join(texts))
+    else:
+        assert done.compile == done.attention == "a" * (NAME_LENGTH - 2) + " …"
 
 
 def test_every_rank_tells_that_it_loads() -> None:
