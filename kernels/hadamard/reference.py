@@ -16,6 +16,8 @@ becomes (1, 1, 1, -1): no row of H is near Rudin and Shapiro's sequence, whose s
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -43,16 +45,16 @@ def signs(head_dim: int, device: torch.device) -> Tensor:
 
 def rotate(x: Tensor, *, flips: bool, back: bool) -> Tensor:
     """``[..., D]`` -> the same shape and dtype, by the formula above."""
-    n = block_of(x.shape[-1])
-    rows = x.float()
+    D = x.shape[-1]
+    n, rows = block_of(D), x.float()
     if flips and not back:
-        rows = rows * signs(x.shape[-1], x.device)
+        rows = rows * signs(D, x.device)
     distance = 1
     while distance < n:
-        a, b = rows.unflatten(-1, (-1, 2, distance)).unbind(-2)
-        rows = torch.stack([a + b, a - b], dim=-2).flatten(-3)
+        a, b = rows.reshape(*x.shape[:-1], D // (2 * distance), 2, distance).unbind(-2)
+        rows = torch.stack([a + b, a - b], dim=-2).view(x.shape)
         distance *= 2
-    rows = rows * n**-0.5
+    rows = rows * (1 / math.sqrt(n))
     if flips and back:
-        rows = rows * signs(x.shape[-1], x.device)
+        rows = rows * signs(D, x.device)
     return rows.to(x.dtype).contiguous()

@@ -7,6 +7,8 @@ Bytes per element: its size read, its size written; log2(n) sums. Our own code.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -70,7 +72,7 @@ def rotate(x: Tensor, *, flips: bool, back: bool) -> Tensor:
         return out
     block_rows = max(1, min(triton.next_power_of_2(blocks), _ELEMENTS // n))
     rotate_kernel[(triton.cdiv(blocks, block_rows),)](
-        x.contiguous(), out, blocks, D // n, n**-0.5,
+        x.contiguous(), out, blocks, D // n, 1 / math.sqrt(n),
         BLOCK_ROWS=block_rows, SIZE=n, ROUNDS=n.bit_length() - 1, FLIPS=flips, BACK=back,
     )  # fmt: skip
     return out

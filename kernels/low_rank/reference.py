@@ -49,9 +49,10 @@ def factorise(
     Source: PowerSGD (Vogels, Karimireddy & Jaggi 2019, arXiv:1905.13727, algorithm 1 and its warm start).
     """
     residual_NC = x_NC.float() - base_NC.float()
-    q_CR = start(*x_NC.shape, rank, x_NC.device) if warm_q_CR is None else warm_q_CR.float()
+    (N, C), is_cold = x_NC.shape, warm_q_CR is None
+    q_CR = start(N, C, rank, x_NC.device) if warm_q_CR is None else warm_q_CR.float()
     is_good = residual_NC.sum().isfinite()
-    for _ in range(2 if warm_q_CR is None else 1):
+    for _ in range(2 if is_cold else 1):
         u_NR = orthonormalise(residual_NC @ q_CR)
         v_CR = residual_NC.mT @ u_NR
         next_CR = torch.nn.functional.normalize(v_CR, dim=0)
@@ -85,7 +86,8 @@ def orthonormalise(a_NR: Tensor) -> Tensor:
     gram_RR.diagonal().add_(_SHIFT)
     # _ex does not look whether it worked, for which it would have to wait for a GPU. NaN, of which it would not, shows in the result.
     lower_RR = torch.linalg.cholesky_ex(gram_RR).L
-    return torch.linalg.solve_triangular(lower_RR.mT, unit_NR, upper=True, left=False).to(a_NR.dtype)
+    orthonormal_NR: Tensor = torch.linalg.solve_triangular(lower_RR.mT, unit_NR, upper=True, left=False)
+    return orthonormal_NR.to(a_NR.dtype)
 
 
 def pack(u_NR: Tensor, v_CR: Tensor) -> Tensor:
@@ -137,7 +139,7 @@ def unpack(payload: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
     """The factors that both ends multiply: ``[R, N]`` and ``[R, C]``, float32 numbers that float16 can hold."""
     rank = rank_in(payload.numel(), rows, columns)
     sizes = [rank * COMPONENT_BYTES, rank * ((rows + 1) // 2), rank * ((columns + 1) // 2)]
-    scales, u_codes, v_codes = payload.split(sizes)
+    scales, u_codes, v_codes = torch.split(payload, sizes)
     scales_4R = scales.clone().view(torch.float16).view(SCALES, rank)
     return (
         _dequantise(u_codes.view(rank, -1), scales_4R[:2], rows),
@@ -162,7 +164,7 @@ def _quantise(factor_nR: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _dequantise(bytes_Rn: Tensor, scale_and_low_2R: Tensor, length: int) -> Tensor:
     """``[R, ceil(n / 2)]`` -> float32 ``[R, n]``."""
     codes_Rn = torch.stack([bytes_Rn & 15, bytes_Rn >> 4], dim=-1).flatten(1)[:, :length]
-    scale, low = scale_and_low_2R.float()[:, :, None]
+    scale, low = scale_and_low_2R.float().unsqueeze(-1).unbind()
     # half(): so that products of two such numbers are exact in float32.
     return (codes_Rn.float() * scale + low).half().float()
 

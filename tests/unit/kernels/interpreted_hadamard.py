@@ -25,7 +25,11 @@ def rotated(head_dim: int, dtype: torch.dtype) -> dict[str, bool]:
         got = kernel.rotate(heads_first, flips=flips, back=back)
         same &= same_bits(got, expected) and got.is_contiguous()
         differ |= not same_bits(kernel.rotate(heads_first, flips=not flips, back=back), expected)
-    return {"same bits": same, "flips differ": differ, "no row": kernel.rotate(heads_first[:0], flips=True, back=False).shape[0] == 0}
+    return {
+        "same bits": same,
+        "flips differ": differ,
+        "no row": kernel.rotate(heads_first[:0], flips=True, back=False).shape[0] == 0,
+    }
 
 
 def main() -> None:

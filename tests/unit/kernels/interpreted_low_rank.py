@@ -19,7 +19,11 @@ def draw(*shape: int, seed: int) -> Tensor:
 
 def rounded(exact: Tensor, dtype: torch.dtype) -> Tensor:
     """To the dtype as the interpreter rounds: it cuts float32 to bfloat16, where a GPU rounds to nearest as torch does."""
-    return (exact.view(torch.int32) & ~0xFFFF).view(torch.float32).to(dtype) if dtype == torch.bfloat16 else exact.to(dtype)
+    return (
+        (exact.view(torch.int32) & ~0xFFFF).view(torch.float32).to(dtype)
+        if dtype == torch.bfloat16
+        else exact.to(dtype)
+    )
 
 
 def added(name: str, dtype: torch.dtype) -> dict[str, bool]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 SHAPES = {
     "usual": (33, 48, 8),
-    "both odd, more than a tile": (37, 131, 5),
+    "both odd, more than a tile": (37, 531, 5),
     "rank above both": (5, 3, 32),
     "one row": (1, 9, 4),
     "one column": (9, 1, 4),

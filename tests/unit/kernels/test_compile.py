@@ -9,13 +9,13 @@ import torch
 
 pytest.importorskip("triton", reason="triton has builds for Linux only: not Linux")
 
-from triton.compiler.errors import CompilationError  # noqa: E402
-from tutti.kernels.all_to_all_permute.triton import move_kernel  # noqa: E402
-from tutti.kernels.lse_merge.triton import merge_kernel  # noqa: E402
-from tutti.kernels.row_quantise import why_not_on  # noqa: E402
-from tutti.kernels.row_quantise.triton import rows_kernel  # noqa: E402
+from triton.compiler.errors import CompilationError
+from tutti.kernels.all_to_all_permute.triton import move_kernel
+from tutti.kernels.lse_merge.triton import merge_kernel
+from tutti.kernels.row_quantise import why_not_on
+from tutti.kernels.row_quantise.triton import rows_kernel
 
-from tests.unit.kernels.compiling import CAPABILITIES, POINTERS, compiled_bytes  # noqa: E402
+from tests.unit.kernels.compiling import CAPABILITIES, POINTERS, compiled_bytes
 
 pytestmark = pytest.mark.timeout(300)
 

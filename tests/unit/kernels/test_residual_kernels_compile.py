@@ -7,22 +7,28 @@ import torch
 
 pytest.importorskip("triton", reason="triton has builds for Linux only: not Linux")
 
-from tutti.kernels.hadamard.triton import rotate_kernel  # noqa: E402
-from tutti.kernels.low_rank.triton import add_kernel  # noqa: E402
+from tutti.kernels.hadamard.triton import rotate_kernel
+from tutti.kernels.low_rank.triton import add_kernel
 
-from tests.unit.kernels.compiling import CAPABILITIES, POINTERS, compiled_bytes  # noqa: E402
+from tests.unit.kernels.compiling import CAPABILITIES, POINTERS, compiled_bytes
 
 pytestmark = pytest.mark.timeout(300)
 
 
 def compile_sum(dtype: torch.dtype, capability: int) -> int:
     types = {"payload": "*u8", "scales": "*fp16", "base": POINTERS[dtype]}
-    return compiled_bytes(add_kernel, types, {"BLOCK_N": 32, "BLOCK_C": 64}, capability)
+    return compiled_bytes(add_kernel, types, {"BLOCK_N": 16, "BLOCK_C": 512}, capability)
 
 
 def compile_rotation(dtype: torch.dtype, size: int, capability: int, *, flips: bool = True, back: bool = False) -> int:
     types = {"x": POINTERS[dtype], "out": POINTERS[dtype], "scale": "fp32"}
-    constants = {"BLOCK_ROWS": 4096 // size, "SIZE": size, "ROUNDS": size.bit_length() - 1, "FLIPS": flips, "BACK": back}
+    constants = {
+        "BLOCK_ROWS": 4096 // size,
+        "SIZE": size,
+        "ROUNDS": size.bit_length() - 1,
+        "FLIPS": flips,
+        "BACK": back,
+    }
     return compiled_bytes(rotate_kernel, types, constants, capability)
 
 
