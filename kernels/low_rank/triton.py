@@ -1,6 +1,6 @@
 """Low-rank residuals decoded and added in one pass over the base.
 
-Formula, formats and why the bits are those of the reference: :mod:`.reference`. Example, rank 1: the codes (0, 15, 3) and (15, 0) with scales 1 and minima 0
+Formula, formats and why the bits are those of the reference: :mod:`.reference`. Example, rank 1: the codes (0, 15, 3) and (15, 0) with scales 1 and lows 0
 add (0, 0), (225, 0), (45, 0).
 
 Bytes per element: its size read and written; the payload, a hundredth of it, comes from the cache. Per element also R multiply-adds, and R decoded numbers for every
