@@ -2,7 +2,7 @@
 
 Sections, in this order, all of one flat uint8 buffer::
 
-    scales  float16 [4, R]            scale of U, minimum of U, scale of V, minimum of V; little endian
+    scales  float16 [4, R]            scale of U, low of U, scale of V, low of V; little endian
     U       uint8   [R, ceil(N / 2)]  two rows a byte, the even one in the low four bits
     V       uint8   [R, ceil(C / 2)]  likewise
 

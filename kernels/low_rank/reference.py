@@ -1,18 +1,23 @@
 """Low-rank residuals with four-bit factors in torch: the specification. Shape letters as in the package.
 
-The sender approximates ``x - base`` by ``U V^T`` and quantises every column of both factors by itself::
+The sender approximates ``x - base`` by ``U V^T`` and quantises every column of both factors by itself, zero counting as one of its numbers::
 
-    scale   = float16((max - float16(min)) / 15)
-    code    = round((value - min) / scale)                 0 to 15
-    decoded = float16(code * scale + min)                  computed in float32
+    scale   = (max - min) / 15                             to seven significant bits, upwards
+    zero    = round(-min / scale), low = -zero * scale     exact in float16
+    code    = round(value / scale) + zero                  0 to 15
+    decoded = float16(code * scale + low)                  computed in float32
     base    = dtype(float32(base) + sum over k of U[n, k] * V[c, k])
+
+Zero is a level, so that no number is off by more than itself: beside one channel a hundred times as large the others round to nothing, and are sent
+later. Levels that begin at the minimum would add up to half such a step to every one of them, together more than they are, and at every call anew. And
+rows that did not change stay as they are.
 
 **Both ends add the same bits.** The sum runs over k = 0, 1, ... in float32, and nothing else in it rounds: a product of two float16 numbers has 22 bits
 at most and is a multiple of 2**-48, so float32 holds it exactly, and a fused multiply-add gives what a product and a sum give. So does ``code * scale``,
 which has 15 bits. No matrix product is involved, whose order depends on the library, the device and the number of threads: every element is
 computed alone, in one order, by operations that IEEE 754 defines.
 
-Example, rank 1: ``U = (0, 15, 3)``, ``V = (15, 0)``: both scales are 1, both minima 0, the codes those numbers. The payload is ``00 3c 00 00 00 3c 00 00``
+Example, rank 1: ``U = (0, 15, 3)``, ``V = (15, 0)``: both scales are 1, both lows 0, the codes those numbers. The payload is ``00 3c 00 00 00 3c 00 00``
 (float16 1, 0, 1, 0), ``f0 03`` (U), ``0f`` (V), and what is added is ``(0, 0), (225, 0), (45, 0)``.
 """
 
@@ -49,9 +54,10 @@ def factorise(
     Source: PowerSGD (Vogels, Karimireddy & Jaggi 2019, arXiv:1905.13727, algorithm 1 and its warm start).
     """
     residual_NC = x_NC.float() - base_NC.float()
-    q_CR = start(*x_NC.shape, rank, x_NC.device) if warm_q_CR is None else warm_q_CR.float()
+    (N, C), is_cold = x_NC.shape, warm_q_CR is None
+    q_CR = start(N, C, rank, x_NC.device) if warm_q_CR is None else warm_q_CR.float()
     is_good = residual_NC.sum().isfinite()
-    for _ in range(2 if warm_q_CR is None else 1):
+    for _ in range(2 if is_cold else 1):
         u_NR = orthonormalise(residual_NC @ q_CR)
         v_CR = residual_NC.mT @ u_NR
         next_CR = torch.nn.functional.normalize(v_CR, dim=0)
@@ -61,7 +67,7 @@ def factorise(
 
 
 def start(rows: int, columns: int, rank: int, device: torch.device) -> Tensor:
-    """The Q that a first call begins with, ``[C, R]``: the same on every machine, and no generator's state is touched.
+    """The Q that a first call begins with, ``[C, R]``: a fixed pattern, for which no generator's state is touched.
 
     ``cos(2 pi g i**2)`` over all elements i, g the golden ratio: such phases are spread evenly (Weyl 1916), and columns are as good as random to one another.
     """
@@ -85,7 +91,8 @@ def orthonormalise(a_NR: Tensor) -> Tensor:
     gram_RR.diagonal().add_(_SHIFT)
     # _ex does not look whether it worked, for which it would have to wait for a GPU. NaN, of which it would not, shows in the result.
     lower_RR = torch.linalg.cholesky_ex(gram_RR).L
-    return torch.linalg.solve_triangular(lower_RR.mT, unit_NR, upper=True, left=False).to(a_NR.dtype)
+    orthonormal_NR: Tensor = torch.linalg.solve_triangular(lower_RR.mT, unit_NR, upper=True, left=False)
+    return orthonormal_NR.to(a_NR.dtype)
 
 
 def pack(u_NR: Tensor, v_CR: Tensor) -> Tensor:
@@ -137,7 +144,7 @@ def unpack(payload: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
     """The factors that both ends multiply: ``[R, N]`` and ``[R, C]``, float32 numbers that float16 can hold."""
     rank = rank_in(payload.numel(), rows, columns)
     sizes = [rank * COMPONENT_BYTES, rank * ((rows + 1) // 2), rank * ((columns + 1) // 2)]
-    scales, u_codes, v_codes = payload.split(sizes)
+    scales, u_codes, v_codes = torch.split(payload, sizes)
     scales_4R = scales.clone().view(torch.float16).view(SCALES, rank)
     return (
         _dequantise(u_codes.view(rank, -1), scales_4R[:2], rows),
@@ -146,24 +153,31 @@ def unpack(payload: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
 
 
 def _quantise(factor_nR: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """float16 scales and minima ``[2, R]``, uint8 codes ``[R, n]``, and whether everything is finite, also when decoded."""
+    """float16 scales and lows ``[2, R]``, uint8 codes ``[R, n]``, and whether everything is finite, also when decoded."""
     values_Rn = factor_nR.mT
-    low = values_Rn.amin(1).half()
-    # clamp_min: the minimum's rounding can exceed a constant column.
-    scale = ((values_Rn.amax(1) - low.float()) / GREATEST_CODE).clamp_min(0.0).half()
-    steps_Rn = (values_Rn - low.float()[:, None]) / scale.float()[:, None]
-    # A scale of zero divides zero by zero, and a bad factor gives what no cast defines.
-    codes_Rn = steps_Rn.nan_to_num(nan=0.0).round().clamp(0, GREATEST_CODE).to(torch.uint8)
-    top = (GREATEST_CODE * scale.float() + low.float()).half()
+    least, greatest = values_Rn.amin(1).clamp_max(0.0), values_Rn.amax(1).clamp_min(0.0)
+    scale = _up_to_seven_bits((greatest - least) / GREATEST_CODE)
+    step = scale.float()
+    # A step of zero divides zero by zero, and a bad factor gives what no cast defines.
+    zero = (-least / step).nan_to_num(nan=0.0).round()
+    codes_Rn = (values_Rn / step[:, None]).nan_to_num(nan=0.0).round() + zero[:, None]
+    # 0.0 first: the low of a column without negative numbers is no minus zero.
+    low = (0.0 - zero * step).half()
+    top = (GREATEST_CODE * step + low.float()).half()
     fits = (values_Rn.isfinite().all(1) & low.isfinite() & scale.isfinite() & top.isfinite()).all()
-    return torch.stack([scale, low]), codes_Rn, fits
+    return torch.stack([scale, low]), codes_Rn.clamp(0, GREATEST_CODE).to(torch.uint8), fits
+
+
+def _up_to_seven_bits(positive: Tensor) -> Tensor:
+    """To float16 numbers of seven significant bits: their products with a code have eleven, as many as float16."""
+    return ((positive.half().view(torch.int16) + 15) & ~15).view(torch.float16)
 
 
 def _dequantise(bytes_Rn: Tensor, scale_and_low_2R: Tensor, length: int) -> Tensor:
     """``[R, ceil(n / 2)]`` -> float32 ``[R, n]``."""
     codes_Rn = torch.stack([bytes_Rn & 15, bytes_Rn >> 4], dim=-1).flatten(1)[:, :length]
-    scale, low = scale_and_low_2R.float()[:, :, None]
-    # half(): so that products of two such numbers are exact in float32.
+    scale, low = scale_and_low_2R.float().unsqueeze(-1).unbind()
+    # half() changes nothing that pack has made; with it, products are exact in float32 whatever the bytes are.
     return (codes_Rn.float() * scale + low).half().float()
 
 

@@ -1,10 +1,10 @@
 """Low-rank residuals decoded and added in one pass over the base.
 
-Formula, formats and why the bits are those of the reference: :mod:`.reference`. Example, rank 1: the codes (0, 15, 3) and (15, 0) with scales 1 and minima 0
+Formula, formats and why the bits are those of the reference: :mod:`.reference`. Example, rank 1: the codes (0, 15, 3) and (15, 0) with scales 1 and lows 0
 add (0, 0), (225, 0), (45, 0).
 
-Bytes per element: its size read and written; the payload, a hundredth of it, comes from the cache. Rank multiply-adds per element: as many as
-an NVIDIA GPU does while it moves those bytes, or fewer. Not ``tl.dot``: the order of its sums is the architecture's own. Our own code.
+Bytes per element: its size read and written; the payload, a hundredth of it, comes from the cache. Per element also R multiply-adds, and R decoded numbers for every
+three: at rank 32 that is the limit, not memory. Not ``tl.dot``: the order of its sums is the architecture's own. Our own code.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from .formats import COMPONENT_BYTES, rank_in
 
-_BLOCK_ROWS = 32
-_BLOCK_COLUMNS = 64
+_BLOCK_ROWS, _BLOCK_COLUMNS = 16, 512
+"""Wide: a thread has some columns of all rows, decodes the number of each, and multiplies all with all."""
 
 
 @triton.jit
@@ -58,6 +58,7 @@ def add_decoded(payload: Tensor, base_NC: Tensor) -> None:
     # A slice of a buffer may begin at an odd byte, where nothing can be read as float16.
     aligned = payload if payload.data_ptr() % 2 == 0 else payload.clone()
     scales = aligned[: rank * COMPONENT_BYTES].view(torch.float16)
-    add_kernel[(triton.cdiv(N, _BLOCK_ROWS), triton.cdiv(C, _BLOCK_COLUMNS))](
-        aligned, scales, base_NC, N, C, rank, BLOCK_N=_BLOCK_ROWS, BLOCK_C=_BLOCK_COLUMNS
+    block_columns = min(_BLOCK_COLUMNS, triton.next_power_of_2(C))
+    add_kernel[(triton.cdiv(N, _BLOCK_ROWS), triton.cdiv(C, block_columns))](
+        aligned, scales, base_NC, N, C, rank, BLOCK_N=_BLOCK_ROWS, BLOCK_C=block_columns
     )

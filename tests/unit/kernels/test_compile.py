@@ -3,44 +3,23 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
 
 import pytest
 import torch
 
-triton = pytest.importorskip("triton", reason="triton has builds for Linux only: not Linux")
+pytest.importorskip("triton", reason="triton has builds for Linux only: not Linux")
 
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
-from triton.compiler.errors import CompilationError  # noqa: E402
-from tutti.kernels.all_to_all_permute.triton import move_kernel  # noqa: E402
-from tutti.kernels.lse_merge.triton import merge_kernel  # noqa: E402
-from tutti.kernels.row_quantise import why_not_on  # noqa: E402
-from tutti.kernels.row_quantise.triton import rows_kernel  # noqa: E402
+from triton.compiler.errors import CompilationError
+from tutti.kernels.all_to_all_permute.triton import move_kernel
+from tutti.kernels.lse_merge.triton import merge_kernel
+from tutti.kernels.row_quantise import why_not_on
+from tutti.kernels.row_quantise.triton import rows_kernel
+
+from tests.unit.kernels.compiling import CAPABILITIES, POINTERS, compiled_bytes
 
 pytestmark = pytest.mark.timeout(300)
 
-CAPABILITIES = (80, 86, 89, 90, 100, 120)
 WITHOUT_FP8 = (80, 86)
-POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Not the user's: everything is compiled here, and now."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
-        yield
-
-
-def compiled_bytes(kernel: object, pointers: dict[str, str], constants: dict[str, object], capability: int) -> int:
-    """The size of the machine code for one architecture. All other arguments are int64: shapes may be that large."""
-    names = kernel.arg_names  # type: ignore[attr-defined]
-    signature = {name: pointers.get(name) or ("constexpr" if name in constants else "i64") for name in names}
-    source = ASTSource(
-        kernel, signature=signature, constexprs={(names.index(name),): value for name, value in constants.items()}
-    )
-    return len(triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"])
 
 
 def compile_rows(capability: int, dtype: torch.dtype, *, fp8: bool, raw_keys: bool, packs: bool) -> int:

@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from tests.unit.kernels.heads import DTYPES, FORMS, SHAPES
+from tests.unit.kernels.interpreting import interpreted
 
 pytest.importorskip("triton", reason="triton has builds for Linux only: not Linux")
 pytestmark = pytest.mark.timeout(300)
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 LAST_PLACE = {"fp32": 1e-6, "bf16": 2.0**-7, "fp16": 2.0**-10}
 """Of a decoded value in its dtype, as a share of it: where torch rounds to nearest, the interpreter may cut."""
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
+def found() -> dict[str, dict[str, float]]:
     """Case -> figures, of one interpreter for all cases."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.unit.kernels.interpreted"],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, check=False, timeout=280, cwd=REPOSITORY,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    figures: dict[str, dict[str, float]] = json.loads(done.stdout)
-    return figures
+    return interpreted("interpreted")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
