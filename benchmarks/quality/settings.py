@@ -9,7 +9,7 @@ from ...backend.errors import BadPlan
 from ...backend.parallel.plan import Plan
 from ...backend.wire.dtypes import ComputeDtype
 
-_OF_PLAN: Final = ("cfg", "ring", "ulysses", "schedule", "codec")
+_OF_PLAN: Final = ("cfg", "ring", "ulysses", "schedule", "codec", "compression")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
