@@ -77,7 +77,7 @@ def updated(base, digit, scale, RADIX: tl.constexpr, NEAR: tl.constexpr, FAR: tl
         is_positive, magnitude = digit == 2, tl.where(digit == 1, 0.0, half(FAR * scale))
     else:
         is_positive, magnitude = digit >= 2, tl.where((digit & 1) == 1, half(FAR * scale), half(NEAR * scale))
-    return base + tl.where(is_positive, magnitude, -magnitude)
+    return base + tl.where(is_positive, magnitude, 0.0 - magnitude)
 
 
 @triton.jit
