@@ -38,13 +38,21 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def compiled_bytes(kernel: object, pointers: dict[str, str], constants: dict[str, object], capability: int) -> int:
-    """The size of the machine code for one architecture. All other arguments are int64: shapes may be that large."""
+    """The size of the machine code for one architecture."""
+    return len(compiled(kernel, pointers, constants, capability)["cubin"])
+
+
+def compiled(
+    kernel: object, pointers: dict[str, str], constants: dict[str, object], capability: int
+) -> dict[str, str | bytes]:
+    """All stages of compiling for one architecture. All other arguments are int64: shapes may be that large."""
     names = kernel.arg_names  # type: ignore[attr-defined]
     signature = {name: pointers.get(name) or ("constexpr" if name in constants else "i64") for name in names}
     source = ASTSource(
         kernel, signature=signature, constexprs={(names.index(name),): value for name, value in constants.items()}
     )
-    return len(triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"])
+    stages: dict[str, str | bytes] = triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm
+    return stages
 
 
 def compile_rows(capability: int, dtype: torch.dtype, *, fp8: bool, raw_keys: bool, packs: bool) -> int:
@@ -149,3 +157,27 @@ def test_residuals_compile_for_every_dtype_and_as_key_frames(base: torch.dtype) 
     for x in (torch.float32, torch.float16):
         assert compile_levels("ternary", 90, x, base)
         assert compile_residual_rows("int4", 90, x, base, is_key=True)
+
+
+@pytest.mark.parametrize("form", ["binary", "ternary", "quaternary"])
+def test_no_sum_of_a_base_is_fused_with_a_product(form: str) -> None:
+    """Rounding to fp16 stands between them: with one rounding less a receiver of another make would hold another base."""
+    pointers = {"base": "*fp32", "codes": "*u8", "u": "*fp16", "v": "*fp16", "next_u": "*fp16"}
+    kind = FORMS[form]
+    constants = {**levels.tile_shape(kind, 3072), "NEAR": kind.near, "FAR": kind.far}
+    assert "fma" not in str(compiled(levels.decode_kernel, pointers, constants, 90)["ptx"])
+
+
+def test_the_base_in_8_bits_is_divided_with_correct_rounding() -> None:
+    pointers = {"x": "*bf16", "base": "*i8", "scales": "*fp32"}
+    ptx = str(compiled(requantise_kernel, pointers, {"ROWS": 32, "BLOCK": 128}, 90)["ptx"])
+    assert "div.rn.f32" in ptx
+    assert "div.full.f32" not in ptx
+    # Negative control: what the operator / becomes, in a scale that only the sender makes.
+    sums = dict.fromkeys(("row_sums", "column_sums", "tile_sums"), "*fp32") | {
+        "u": "*fp16",
+        "v": "*fp16",
+        "base": "*fp16",
+    }
+    finish = {"BLOCK": 64, "COLUMN_TILES": 16, "ENCODES": True}
+    assert "div.full.f32" in str(compiled(levels.finish_kernel, sums, finish, 90)["ptx"])

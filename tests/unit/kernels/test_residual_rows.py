@@ -112,14 +112,14 @@ def test_no_number_is_off_by_more_than_half_a_step_of_its_own_row(
     assert ((base - x.float()).abs() <= allowed).all()
 
 
-@pytest.mark.parametrize("form", LIMITS)
+@pytest.mark.parametrize("form", ["int8", "int4"])
 def test_one_scale_for_all_rows_would_be_noticed(form: str) -> None:
-    """Negative control."""
+    """Negative control; fp8, whose steps are shares of each number, would notice only far smaller rows."""
     (x,) = walk(7, 5, 16, steps=1)
     base = torch.zeros(1, 1, x.numel())
     sent(form, x.reshape(1, 1, -1), base)
     error = (base.view(x.shape) - x).abs().amax(-1) / x.abs().amax(-1)
-    assert error.max() > (STEP[form] + CUT) * (1.0 if form == "fp8" else 10.0) or form == "fp8"
+    assert error.max() > 5 * (STEP[form] + CUT)
 
 
 @pytest.mark.parametrize("form", LIMITS)
