@@ -18,10 +18,12 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from ..kernels import all_to_all_permute, lse_merge, row_quantise
+from ..kernels import all_to_all_permute, lse_merge, residual_levels, residual_rows, row_quantise
 from ..kernels.all_to_all_permute import reference as permute_reference
 from ..kernels.choice import has_triton
 from ..kernels.lse_merge import reference as merge_reference
+from ..kernels.residual_levels import reference as levels_reference
+from ..kernels.residual_rows import reference as rows_reference
 from ..kernels.row_quantise import reference as quantise_reference
 from .report import Figure, Spread, argument_parser, finish
 
@@ -33,6 +35,8 @@ BUFFERS_BYTES: Final = 256 * 1024**2
 """What all buffers in turn have at least, on a GPU: several times any L2 cache."""
 WARM_UP_ROUNDS: Final = 3
 FORMS: Final = {"fp8": ("fp8", "raw", "fp8"), "int8-all": ("int8", "int8", "int8")}
+LEVELS: Final = ("binary", "ternary", "quaternary")
+ROWS: Final = ("int8", "int4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,11 @@ def operations(tokens: int, device: torch.device, seed: int) -> list[Operation]:
     )
     for name, forms in FORMS.items():
         found += _quantised(name, forms, qkv, size)
+    keys = qkv[1][0]
+    for form in LEVELS:
+        found += _in_levels(form, keys.flatten(1), torch.zeros_like(keys).flatten(1))
+    for form in ROWS:
+        found += _in_rows(form, keys, torch.zeros_like(keys))
     return found
 
 
@@ -93,6 +102,45 @@ def _quantised(name: str, forms: Sequence[str], qkv: Sequence[Tensor], size: int
             unpack(row_quantise.unpack_quantised),
             unpack(quantise_reference.unpack_quantised),
             size + packed.nbytes,
+        ),
+    ]
+
+
+def _in_levels(form: str, x: Tensor, base: Tensor) -> list[Operation]:
+    """The keys of one rank as a residual. That the base comes nearer from call to call changes no byte that is moved."""
+    u, v = residual_levels.scales(x, base)
+    codes = x.new_zeros(len(x), residual_levels.code_bytes(form, x.shape[1]), dtype=torch.uint8)
+    size = residual_levels.payload_bytes(form, *x.shape)
+    return [
+        Operation(
+            f"encode residual, {form}",
+            lambda: residual_levels.encode(x, base, u, v, form, codes),
+            lambda: levels_reference.encode(x, base, u, v, form, codes),
+            x.nbytes + 2 * base.nbytes + size,
+        ),
+        Operation(
+            f"decode residual, {form}",
+            lambda: residual_levels.decode(codes, u, v, base, form),
+            lambda: levels_reference.decode(codes, u, v, base, form, u),
+            2 * base.nbytes + size,
+        ),
+    ]
+
+
+def _in_rows(form: str, x: Tensor, base: Tensor) -> list[Operation]:
+    payload = x.new_zeros(*x.shape[:2], residual_rows.row_bytes(form, HEAD_DIM), dtype=torch.uint8)
+    return [
+        Operation(
+            f"encode residual, {form}",
+            lambda: residual_rows.encode(x, base, form, payload),
+            lambda: rows_reference.encode(x, base, form, payload, False),
+            x.nbytes + 2 * base.nbytes + payload.nbytes,
+        ),
+        Operation(
+            f"decode residual, {form}",
+            lambda: residual_rows.decode(payload, base, form),
+            lambda: rows_reference.decode(payload, base, form, False),
+            2 * base.nbytes + payload.nbytes,
         ),
     ]
 

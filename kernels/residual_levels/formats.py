@@ -67,5 +67,5 @@ def sections(payload: Tensor, form: str, rows: int, channels: int) -> tuple[Tens
         raise ValueError(
             f"Give {payload_bytes(form, rows, channels)} bytes for {rows} x {channels} {form} codes, not {list(payload.shape)}."
         )
-    u, v, codes = payload.split([2 * rows, 2 * channels, rows * code_bytes(form, channels)])
+    u, v, codes = torch.split(payload, [2 * rows, 2 * channels, rows * code_bytes(form, channels)])
     return codes.view(rows, code_bytes(form, channels)), u.view(torch.float16), v.view(torch.float16)

@@ -97,7 +97,8 @@ def _add(base_NC: Tensor, codes: Tensor, scale: Tensor, form: Form, is_broken: T
     is_positive = codes >= (2 if form.radix > 2 else 1)
     is_far = codes != 1 if form.radix == 3 else (codes & 1).bool()
     magnitude = torch.where(is_far, half(form.far * scale), half(form.near * scale))
-    decoded = torch.where(is_positive, magnitude, -magnitude)
+    # Not -magnitude, which makes -0 of 0: there is one zero only, in Triton too.
+    decoded = torch.where(is_positive, magnitude, 0.0 - magnitude)
     base_NC.copy_(torch.where(is_broken[:, None], torch.nan, base_NC.float() + decoded))
 
 
@@ -115,4 +116,4 @@ def _unpack(codes: Tensor, channels: int, form: Form) -> Tensor:
 
 
 def _places(form: Form, like: Tensor) -> Tensor:
-    return like.new_tensor([form.radix**i for i in range(form.codes_per_byte)], dtype=torch.uint8)
+    return (form.radix ** torch.arange(form.codes_per_byte, device=like.device)).to(torch.uint8)

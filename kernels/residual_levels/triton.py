@@ -29,12 +29,12 @@ _FINISHED = 64
 
 @triton.jit
 def tile_of(rows, channels, ROWS: tl.constexpr, BYTES: tl.constexpr, LANES: tl.constexpr, PER_BYTE: tl.constexpr):
-    """This program's (rows ``[ROWS]``, channels ``[BYTES, LANES]``, which are there); a byte's unused lanes are not."""
+    """This program's (rows ``[ROWS]``, channels ``[BYTES, LANES]``, which rows are there, which channels); a byte's unused lanes are not."""
     n = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     byte, lane = tl.program_id(1) * BYTES + tl.arange(0, BYTES), tl.arange(0, LANES)
     c = byte[:, None] * PER_BYTE + lane[None, :]
     is_channel = (lane < PER_BYTE)[None, :] & (c < channels)
-    return n, c, (n < rows)[:, None, None] & is_channel[None, :, :]
+    return n, c, n < rows, is_channel
 
 
 @triton.jit
@@ -77,7 +77,7 @@ def updated(base, digit, scale, RADIX: tl.constexpr, NEAR: tl.constexpr, FAR: tl
         is_positive, magnitude = digit == 2, tl.where(digit == 1, 0.0, half(FAR * scale))
     else:
         is_positive, magnitude = digit >= 2, tl.where((digit & 1) == 1, half(FAR * scale), half(NEAR * scale))
-    return base + tl.where(is_positive, magnitude, -magnitude)
+    return base + tl.where(is_positive, magnitude, 0.0 - magnitude)
 
 
 @triton.jit
@@ -90,8 +90,8 @@ def encode_kernel(
 
     Sums: of magnitudes, float32 ``[column tiles, N]`` (NaN for broken rows), ``[row tiles, C]`` and ``[row tiles, column tiles]``.
     """
-    n, c, inside = tile_of(rows, channels, ROWS, BYTES, LANES, PER_BYTE)
-    is_row, is_channel = n < rows, (tl.arange(0, LANES) < PER_BYTE)[None, :] & (c < channels)
+    n, c, is_row, is_channel = tile_of(rows, channels, ROWS, BYTES, LANES, PER_BYTE)
+    inside = is_row[:, None, None] & is_channel[None, :, :]
     base_at = base + (n * channels)[:, None, None] + c[None, :, :]
     before = tl.load(base_at, mask=inside, other=0.0).to(tl.float32)
     residual = tl.load(x + (n * x_n)[:, None, None] + c[None, :, :], mask=inside, other=0.0).to(tl.float32) - before
@@ -112,9 +112,7 @@ def encode_kernel(
             digit = 2 * is_positive + is_far
         byte = tl.sum(tl.where(inside, digit, 0) * places(LANES, RADIX)[None, None, :], axis=2)
         j = tl.program_id(1) * BYTES + tl.arange(0, BYTES)[None, :]
-        tl.store(
-            codes + (n * code_bytes)[:, None] + j, byte.to(tl.uint8), mask=is_row[:, None] & (j < code_bytes)
-        )  # fmt: skip
+        tl.store(codes + (n * code_bytes)[:, None] + j, byte.to(tl.uint8), mask=is_row[:, None] & (j < code_bytes))
         after = updated(before, digit, scale, RADIX, NEAR, FAR)
         tl.store(base_at, stored(after, base.dtype.element_ty), mask=inside)
     magnitude = tl.minimum(magnitude, _HALF_MAX)
@@ -126,46 +124,65 @@ def encode_kernel(
 
 
 @triton.jit
+def finish_rows(
+    u, base, row_sums, tile_sums, rows, channels, row_tiles, column_tiles,
+    BLOCK: tl.constexpr, COLUMN_TILES: tl.constexpr, ENCODES: tl.constexpr,
+):  # fmt: skip
+    """u of this program's rows, and NaN into the base of those that are broken."""
+    # Every program adds up the sums of all tiles: one float for thousands of residuals.
+    one, total = tl.arange(0, BLOCK * BLOCK), tl.zeros([BLOCK * BLOCK], tl.float32)
+    for start in range(0, row_tiles * column_tiles, BLOCK * BLOCK):
+        total += tl.load(tile_sums + start + one, mask=start + one < row_tiles * column_tiles, other=0.0)
+    mean = tl.sum(total, axis=0) / rows / channels
+    n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    is_row, tile = n < rows, tl.arange(0, COLUMN_TILES)[:, None]
+    parts = tl.load(
+        row_sums + tile.to(tl.int64) * rows + n[None, :], mask=(tile < column_tiles) & is_row[None, :], other=0.0
+    )
+    row_sum = tl.sum(parts, axis=0)
+    u_n = row_sum / channels / tl.where(mean > _LEAST_MEAN, mean, _LEAST_MEAN)
+    is_broken = row_sum != row_sum
+    tl.store(u + n, tl.where(is_broken, float("nan"), tl.minimum(u_n, _HALF_MAX)).to(tl.float16), mask=is_row)
+    if ENCODES:
+        is_broken = is_broken & is_row
+        if tl.sum(is_broken.to(tl.int32), axis=0) > 0:
+            nothing = tl.full([BLOCK, BLOCK], float("nan"), tl.float32)
+            for start in range(0, channels, BLOCK):
+                c = start + tl.arange(0, BLOCK)[None, :]
+                tl.store(
+                    base + (n * channels)[:, None] + c, stored(nothing, base.dtype.element_ty),
+                    mask=is_broken[:, None] & (c < channels),
+                )  # fmt: skip
+
+
+@triton.jit
+def finish_columns(v, column_sums, first, rows, channels, row_tiles, BLOCK: tl.constexpr):
+    """v of the channels from ``first`` on."""
+    c = first + tl.arange(0, BLOCK)
+    is_channel, column = c < channels, tl.zeros([BLOCK, BLOCK], tl.float32)
+    for start in range(0, row_tiles, BLOCK):
+        tile = (start + tl.arange(0, BLOCK))[:, None]
+        column += tl.load(
+            column_sums + tile.to(tl.int64) * channels + c[None, :],
+            mask=(tile < row_tiles) & is_channel[None, :], other=0.0,
+        )  # fmt: skip
+    v_c = tl.sum(column, axis=0) / rows
+    tl.store(v + c, tl.minimum(v_c, _HALF_MAX).to(tl.float16), mask=is_channel)
+
+
+@triton.jit
 def finish_kernel(
     u, v, base, row_sums, column_sums, tile_sums, rows, channels, row_tiles, column_tiles, u_programs,
     BLOCK: tl.constexpr, COLUMN_TILES: tl.constexpr, ENCODES: tl.constexpr,
 ):  # fmt: skip
-    """Scales of the sums, u by the first ``u_programs`` programs, v by the others; and NaN into the base where u is NaN."""
+    """Scales of the sums: u by the first ``u_programs`` programs, v by the others."""
     if tl.program_id(0) < u_programs:
-        one, total = tl.arange(0, BLOCK * BLOCK), tl.zeros([BLOCK * BLOCK], tl.float32)
-        for start in range(0, row_tiles * column_tiles, BLOCK * BLOCK):
-            total += tl.load(tile_sums + start + one, mask=start + one < row_tiles * column_tiles, other=0.0)
-        mean = tl.sum(total, axis=0) / rows / channels
-        n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        is_row, tile = n < rows, tl.arange(0, COLUMN_TILES)[:, None]
-        parts = tl.load(
-            row_sums + tile.to(tl.int64) * rows + n[None, :], mask=(tile < column_tiles) & is_row[None, :], other=0.0
+        finish_rows(
+            u, base, row_sums, tile_sums, rows, channels, row_tiles, column_tiles, BLOCK, COLUMN_TILES, ENCODES
         )  # fmt: skip
-        row_sum = tl.sum(parts, axis=0)
-        u_n = row_sum / channels / tl.where(mean > _LEAST_MEAN, mean, _LEAST_MEAN)
-        is_broken = row_sum != row_sum
-        tl.store(u + n, tl.where(is_broken, float("nan"), tl.minimum(u_n, _HALF_MAX)).to(tl.float16), mask=is_row)
-        if ENCODES:
-            is_broken = is_broken & is_row
-            if tl.sum(is_broken.to(tl.int32), axis=0) > 0:
-                for start in range(0, channels, BLOCK):
-                    c = start + tl.arange(0, BLOCK)[None, :]
-                    nothing = tl.full([BLOCK, BLOCK], float("nan"), tl.float32)
-                    tl.store(
-                        base + (n * channels)[:, None] + c, stored(nothing, base.dtype.element_ty),
-                        mask=is_broken[:, None] & (c < channels),
-                    )  # fmt: skip
     else:
-        c = (tl.program_id(0) - u_programs) * BLOCK + tl.arange(0, BLOCK)
-        is_channel, column = c < channels, tl.zeros([BLOCK, BLOCK], tl.float32)
-        for start in range(0, row_tiles, BLOCK):
-            tile = (start + tl.arange(0, BLOCK))[:, None]
-            column += tl.load(
-                column_sums + tile.to(tl.int64) * channels + c[None, :],
-                mask=(tile < row_tiles) & is_channel[None, :], other=0.0,
-            )  # fmt: skip
-        v_c = tl.sum(column, axis=0) / rows
-        tl.store(v + c, tl.minimum(v_c, _HALF_MAX).to(tl.float16), mask=is_channel)
+        first = (tl.program_id(0) - u_programs) * BLOCK
+        finish_columns(v, column_sums, first, rows, channels, row_tiles, BLOCK)
 
 
 @triton.jit
@@ -175,8 +192,8 @@ def decode_kernel(
     NEAR: tl.constexpr, FAR: tl.constexpr,
 ):  # fmt: skip
     """One tile."""
-    n, c, inside = tile_of(rows, channels, ROWS, BYTES, LANES, PER_BYTE)
-    is_row, is_channel = n < rows, (tl.arange(0, LANES) < PER_BYTE)[None, :] & (c < channels)
+    n, c, is_row, is_channel = tile_of(rows, channels, ROWS, BYTES, LANES, PER_BYTE)
+    inside = is_row[:, None, None] & is_channel[None, :, :]
     u_n = tl.load(u + n, mask=is_row, other=0.0).to(tl.float32)
     next_n = tl.load(next_u + n, mask=is_row, other=0.0).to(tl.float32)
     scale = scale_of(u_n, tl.load(v + c, mask=is_channel, other=0.0).to(tl.float32))

@@ -38,7 +38,9 @@ def encode_kernel(
 ):  # fmt: skip
     """Some head rows. ``LANES`` numbers share a byte."""
     row, is_row, byte, is_byte, d, inside = rows_of_program(rows, width, row_bytes, ROWS, BYTES, LANES)
-    x_at = x + (row // heads) * x_n + (row % heads) * x_h
+    # Divided in 32 bits, which count more head rows than any memory holds: 64-bit division is slow.
+    n, h = (row.to(tl.int32) // heads).to(tl.int64), (row.to(tl.int32) % heads).to(tl.int64)
+    x_at = x + n * x_n + h * x_h
     residual = tl.load(x_at[:, None, None] + d, mask=inside, other=0.0).to(tl.float32)
     base_at = base + (row * width)[:, None, None] + d
     if not IS_KEY:

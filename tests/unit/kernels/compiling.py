@@ -12,10 +12,18 @@ POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp
 
 
 def compiled_bytes(kernel: object, types: dict[str, str], constants: dict[str, object], capability: int) -> int:
-    """The size of the machine code for one architecture. All arguments without a type are int64: shapes may be that large."""
+    """The size of the machine code for one architecture."""
+    return len(compiled(kernel, types, constants, capability)["cubin"])
+
+
+def compiled(
+    kernel: object, types: dict[str, str], constants: dict[str, object], capability: int
+) -> dict[str, str | bytes]:
+    """All stages of compiling for one architecture. All arguments without a type are int64: shapes may be that large."""
     names = kernel.arg_names  # type: ignore[attr-defined]
     signature = {name: types.get(name) or ("constexpr" if name in constants else "i64") for name in names}
     source = ASTSource(
         kernel, signature=signature, constexprs={(names.index(name),): value for name, value in constants.items()}
     )
-    return len(triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"])
+    stages: dict[str, str | bytes] = triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm
+    return stages
