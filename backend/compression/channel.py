@@ -7,6 +7,7 @@ next call (:mod:`.store`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,16 +21,36 @@ from .state import MatrixShape, ResidualState, StateForm
 HEADER_WORDS = 2
 """int64: number of the transfer, hash of the bases before it."""
 HEADER_BYTES = 8 * HEADER_WORDS
+MEASURED_ONE_OF = 16
+"""How seldom a channel's error is measured: it takes a pass over the matrix."""
 ALIGNMENT = 16
 """Sections of a payload begin at multiples of so many bytes: vector loads, and views as wider numbers."""
 
 
 class Watch:
-    """Whether anything was wrong since the last look; asked once a call, so that no transfer waits for a device."""
+    """What happened to payloads since the last look; asked once a call, so that no transfer waits for a device."""
 
     def __init__(self, device: torch.device) -> None:
         self._mismatches = torch.zeros((), dtype=torch.int64, device=device)
         self._broken = torch.zeros((), dtype=torch.int64, device=device)
+        self._lost = torch.zeros((), dtype=torch.float32, device=device)
+        self._whole = torch.zeros((), dtype=torch.float32, device=device)
+        self._raw_bytes = self._payload_bytes = self._channels = 0
+
+    def next_turn(self) -> int:
+        """One of ``MEASURED_ONE_OF``, another one for each channel."""
+        self._channels = (self._channels + 1) % MEASURED_ONE_OF
+        return self._channels
+
+    def sent(self, *, raw_bytes: int, payload_bytes: int) -> None:
+        """A payload was made, of so many bytes, for tensors of so many."""
+        self._raw_bytes += raw_bytes
+        self._payload_bytes += payload_bytes
+
+    def lost(self, x_NC: Tensor, value_NC: Tensor) -> None:
+        """What one matrix decodes to, beside what it was."""
+        self._lost += (x_NC.float() - value_NC.float()).square().sum()
+        self._whole += x_NC.float().square().sum()
 
     def saw(self, *, is_mismatch: Tensor, is_broken: Tensor) -> None:
         """Bools of no dimension, on the device."""
@@ -38,20 +59,34 @@ class Watch:
 
     def look(self) -> Sightings:
         """What was seen since the last look. Waits for the device."""
-        found = Sightings(mismatches=int(self._mismatches), broken=int(self._broken))
-        self._mismatches.zero_()
-        self._broken.zero_()
+        whole = float(self._whole)
+        found = Sightings(
+            mismatches=int(self._mismatches),
+            broken=int(self._broken),
+            raw_bytes=self._raw_bytes,
+            payload_bytes=self._payload_bytes,
+            error=math.sqrt(float(self._lost) / whole) if whole > 0 else 0.0,
+        )
+        for count in (self._mismatches, self._broken, self._lost, self._whole):
+            count.zero_()
+        self._raw_bytes = self._payload_bytes = 0
         return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sightings:
-    """Payloads that were not as they should be."""
+    """Of the payloads of a call."""
 
     mismatches: int
     """Met other bases than those they were made for."""
     broken: int
     """Held numbers that were not finite."""
+    raw_bytes: int
+    """Of the tensors that this rank encoded."""
+    payload_bytes: int
+    """Of their payloads."""
+    error: float
+    """Root mean square of what encoding lost, as a share of that of what was measured: one matrix in :data:`MEASURED_ONE_OF` transfers."""
 
 
 def payload_bytes(codec: Codec, shapes: Sequence[MatrixShape], dtype: torch.dtype) -> int:
@@ -77,6 +112,8 @@ class Channel:
         self._device = device
         self._watch = watch
         self._transfers = 0
+        self._turn = watch.next_turn()
+        """In which of its transfers this channel is measured: channels take turns."""
 
     @property
     def is_empty(self) -> bool:
@@ -88,10 +125,13 @@ class Channel:
         size = payload_bytes(codec, self.shapes, self.dtype)
         payload = torch.empty(size, dtype=torch.uint8, device=self._device)
         payload[:HEADER_BYTES].view(torch.int64).copy_(self._header(codec))
+        self._watch.sent(raw_bytes=sum(x.nbytes for x in tensors), payload_bytes=size)
         values = [
             codec.encode(x_NC, state, section)
             for x_NC, state, section in zip(tensors, self.states, self._sections(payload, codec), strict=True)
         ]
+        if self._transfers % MEASURED_ONE_OF == self._turn:
+            self._watch.lost(tensors[0], values[0])
         return payload, values
 
     def decode(self, payload: Tensor, codec: Codec) -> list[Tensor]:
