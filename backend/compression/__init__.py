@@ -5,6 +5,5 @@ What is encoded is a *matrix* ``[N, C]``: tokens (of all batch rows) by channels
 travels together, with a sequence number and a hash of the bases in front; a *store* (:mod:`.store`) holds the channels of all trajectories within a
 bound of bytes.
 
-**Both ends decode the same bytes with the same function**, and whoever sends works with what it decodes, not with what it had: all ranks compute with the
-very same numbers, and whose token it was does not show in the picture.
+**Both ends decode the same bytes with the same function**, so bases are the same bits on all ranks, and whatever a payload lost comes back in the next one.
 """

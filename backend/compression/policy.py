@@ -39,7 +39,7 @@ PRESETS: Final = {
     preset.name: preset
     for preset in (
         Preset(name="fast", key="key-int8", residual="int4"),
-        Preset(name="balanced", key="key-int8", residual="quaternary"),
+        Preset(name="balanced", key="key-int4", residual="quaternary", form=StateForm(order=2)),
         Preset(name="small", key="key-int4", residual="low-rank"),
     )
 }

@@ -1,8 +1,8 @@
 """Every transfer of activations goes through here: the place where codecs plug in.
 
 A :class:`HeadCodec` says what the all-to-all carries; a :class:`HopCodec` does so for the hops of the ring. Both ends decode the same bytes with the same
-function. **Whoever packs keeps nothing**: what a rank has for itself it takes decoded as well, so that all ranks work with the very same numbers, and
-which rank held a token does not show in the result.
+function. In the all-to-all's rows **whoever packs keeps nothing**: what a rank has for itself it takes decoded as well, so that all ranks work with the very
+same numbers, and which rank held a token does not show in the result. (Residual codecs do otherwise: :mod:`.residual`.)
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class HopCodec(Protocol):
     """Whether what is decoded equals what was encoded bit for bit."""
 
     def encode(self, value: Tensor, label: Label) -> tuple[Tensor, Value]:
-        """What travels, contiguous; and the value as everybody gets it, its owner included."""
+        """What travels, contiguous; and the value as its owner works with it."""
 
     def payload_for(self, landing: Tensor, label: Label) -> Tensor:
         """A buffer for the payload of a value shaped like ``landing``; may be ``landing`` itself."""

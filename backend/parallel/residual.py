@@ -1,5 +1,9 @@
 """Residual codecs in the exchange: of the ring's hops, and of the Ulysses all-to-all. The state behind them is :mod:`tutti.backend.compression`'s.
 
+**A rank works with its own numbers as they are**, and with those of others as they were decoded. Bases are the same everywhere all the same; what differs
+between ranks is what they compute with. It was measured both ways (``docs/compression.md``): a share of exact keys and values, that of the
+tokens nearest to a query among them, is worth more than ranks that agree.
+
 Along the ring keys and values share a channel. Their owner encodes them once, the payload is forwarded as it came, and each rank decodes it against what it
 knows of that owner. In the all-to-all every pair of ranks has a channel of its own for each direction, with the tokens of one and the heads of the
 other, so its state falls with the number of ranks while a ring's does not.
@@ -34,8 +38,8 @@ class ResidualHops:
         if not value.shape[2]:
             return value.new_empty(0, dtype=torch.uint8), value
         channel, codec = self._channel(value, label)
-        payload, known = channel.encode([x.flatten(0, 1).flatten(1) for x in value], codec)
-        return payload, _as_heads(known, value)
+        payload, _ = channel.encode([x.flatten(0, 1).flatten(1) for x in value], codec)
+        return payload, value
 
     def payload_for(self, landing: Tensor, label: Label) -> Tensor:
         size = 0
@@ -72,15 +76,15 @@ class ResidualHeads:
         self._layer = layer
 
     def all_to_all(self, tensors: Sequence[Tensor], splits: Splits, mesh: SequenceMesh) -> tuple[Tensor, ...]:
-        """What a rank keeps is encoded and decoded as well, but takes no transfer."""
+        """What a rank keeps is not encoded."""
         own, first = mesh.ulysses.index, tensors[0]
         way = "back" if splits.parts == 1 else "out"
-        sent, kept = [], tensors[:0]
-        for peer, piece in enumerate(zip(*(_cut(tensor, splits) for tensor in tensors), strict=True)):
-            payload, values = self._encode(piece, (self._layer, way, own, peer))
-            if peer == own:
-                payload, kept = payload[:0], values
-            sent.append(payload)
+        pieces = list(zip(*(_cut(tensor, splits) for tensor in tensors), strict=True))
+        nothing = first.new_empty(0, dtype=torch.uint8)
+        sent = [
+            nothing if peer == own else self._encode(piece, (self._layer, way, own, peer))
+            for peer, piece in enumerate(pieces)
+        ]
         B, _, H, D = first.shape
         coming = [(B, tokens, H // splits.parts, D) for tokens in splits.received]
         channels = [
@@ -92,25 +96,24 @@ class ResidualHeads:
         mesh.transport.all_to_all(
             landing, torch.cat(sent), sizes, [len(payload) for payload in sent], mesh.ulysses.process_group
         )
-        parts = []
+        parts: list[Sequence[Tensor]] = []
         for peer, (section, shape, known) in enumerate(zip(torch.split(landing, sizes), coming, channels, strict=True)):
             if peer == own:
-                parts.append(kept)
+                parts.append(pieces[own])
             elif known is None:
                 parts.append([first.new_empty(shape)] * len(tensors))
             else:
                 parts.append([value.view(shape) for value in known[0].decode(section, known[1])])
         return tuple(_join([part[number] for part in parts], splits) for number in range(len(tensors)))
 
-    def _encode(self, piece: Sequence[Tensor], key: Key) -> tuple[Tensor, Sequence[Tensor]]:
-        """The payload of some tensors ``[B, n, h, D]``, and what they decode to."""
+    def _encode(self, piece: Sequence[Tensor], key: Key) -> Tensor:
+        """The payload of some tensors ``[B, n, h, D]``."""
         first = piece[0]
         known = self._channel(tuple(first.shape), len(piece), first.dtype, key)
         if known is None:
-            return first.new_empty(0, dtype=torch.uint8), piece
+            return first.new_empty(0, dtype=torch.uint8)
         channel, codec = known
-        payload, values = channel.encode([x.flatten(0, 1).flatten(1) for x in piece], codec)
-        return payload, [value.view(first.shape) for value in values]
+        return channel.encode([x.flatten(0, 1).flatten(1) for x in piece], codec)[0]
 
     def _channel(
         self, shape: tuple[int, ...], tensors: int, dtype: torch.dtype, key: Key
