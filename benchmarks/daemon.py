@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -17,12 +18,20 @@ _SOFTWARE: Final = "tutti benchmarks"
 
 
 @contextlib.contextmanager
-def daemon(models: Path, *, ranks: int, arguments: Sequence[str] = (), over_tcp: bool = False) -> Iterator[Client]:
+def daemon(
+    models: Path,
+    *,
+    ranks: int,
+    arguments: Sequence[str] = (),
+    over_tcp: bool = False,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Client]:
     """``tutti serve`` with ``ranks`` CPU ranks over the models folder ``models``, ready to work; stopped at the end.
 
-    ``over_tcp``: talk to it as another machine would, encrypted, though it is this one.
+    ``over_tcp``: talk to it as another machine would, encrypted, though it is this one. ``environment``: what it and its ranks find beside
+    this process' own.
     """
-    with tempfile.TemporaryDirectory(prefix="tutti-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="tutti-bench-") as folder, _in_environment(environment or {}):
         started = OwnDaemon.start(
             models, Path(folder), device="cpu", ranks=ranks, software=_SOFTWARE, arguments=arguments
         )
@@ -33,3 +42,18 @@ def daemon(models: Path, *, ranks: int, arguments: Sequence[str] = (), over_tcp:
                 yield client
         finally:
             started.stop()
+
+
+@contextlib.contextmanager
+def _in_environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """A daemon inherits this process' environment. A benchmark is the only one in its process."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -21,7 +21,7 @@ from ..backend.parallel.mesh import SequenceMesh
 from ..backend.parallel.plan import CODECS, Plan
 from ..backend.parallel.transport import gather_bytes
 from ..backend.parallel.ulysses import gather_heads, scatter_heads
-from .links import EmulatedLinks, ThrottledTransport
+from .emulated_links import EmulatedLinks, ThrottledTransport
 from .timeline import Timeline
 
 HEAD_DIM = 128

@@ -1,7 +1,7 @@
 """What does a ring's schedule hide? The ring loop alone, four ranks, by every schedule, on links of a stated speed.
 
 Measured: the wall time of one attention by four real gloo ranks through the product's own schedules, the slowest rank counting. Emulated: the
-links (:mod:`.links`: real transfers, and a sleep until a link of that speed would be done) and the time of an attention (:mod:`.timeline`: a real one
+links (:mod:`.emulated_links`: real transfers, and a sleep until a link of that speed would be done) and the time of an attention (:mod:`.timeline`: a real one
 of a few tokens, and a sleep), because four ranks share the cores of one machine. So the figures say what a schedule overlaps and how many
 bytes it sends over which link, not how fast any hardware is.
 

@@ -20,7 +20,7 @@ from ..backend.parallel.schedules import attend_along_ring
 from ..backend.parallel.schedules.call import RingCall
 from ..backend.parallel.transport import gather_bytes
 from ..backend.planning.schedules import Topology
-from .links import EmulatedLinks, SerialTransport, ThrottledTransport
+from .emulated_links import EmulatedLinks, SerialTransport, ThrottledTransport
 from .ring import COMPUTE, HEAD_DIM, HEADS, RANKS, SERIAL, SETTINGS, TOKENS
 from .timeline import PacedAttention, Timeline
 

@@ -43,7 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argument_parser(__doc__)
     parser.add_argument(
         "--setting", action="append", type=_readable, default=[], metavar="NAME:plan=PLAN,dtype=DTYPE",
-        help="compare this with one rank in float32; may be given several times, such as 'two:plan=ulysses=2,dtype=BF16'",
+        help="compare this with one rank in float32; may be given several times, such as 'two:plan=ulysses=2,dtype=BF16'; "
+        "a baseline= or a preset= takes the place of the plan's compression",
     )  # fmt: skip
     parser.add_argument("--models", type=Path, default=MODELS_FOLDER, help="models folder with the demo model's files")
     parser.add_argument("--prompts", type=int, default=PROMPTS, help=f"how many, at least 2 (default: {PROMPTS})")

@@ -23,12 +23,14 @@ from ...backend.wire.messages import Branch, ModelRef, Result, Sample
 from ...backend.wire.plans import shown_plan
 from ...backend.wire.tensors import WireTensor
 from ...backend.worker.tensors import to_torch, to_wire
+from ..baselines import EXCHANGE_VARIABLE
 from ..daemon import daemon
 from ..demo_model.flow import encode_prompts
 from .prompts import Prompt, noise_of
 from .settings import Setting
 
 MEASURED: Final = "diffusion_models/measured.safetensors"
+BASELINE_RANK: Final = ("--rank-module", "tutti.benchmarks.baseline_rank")
 BATCH: Final = 20
 """Prompts of one Sample."""
 
@@ -42,11 +44,18 @@ def sample_prompts(models: Path, setting: Setting, prompts: Sequence[Prompt]) ->
     if not (models / TRANSFORMER).is_file():
         raise UnknownModel(f"Give --models a folder with {TRANSFORMER}: there is none in this one.")
     terminal, latents = Terminal(), list[Tensor]()
-    with _under_another_name(models / TRANSFORMER) as folder, daemon(folder, ranks=setting.plan.world_size) as client:
+    arguments = BASELINE_RANK if setting.exchange else ()
+    environment = {EXCHANGE_VARIABLE: setting.exchange} if setting.exchange else {}
+    with (
+        _under_another_name(models / TRANSFORMER) as folder,
+        daemon(folder, ranks=setting.plan.world_size, arguments=arguments, environment=environment) as client,
+    ):
         for first in range(0, len(prompts), BATCH):
             terminal.bar(setting.name, first, len(prompts))
             latents.append(_run(client, setting, prompts[first : first + BATCH]))
-    terminal.line(f"  ✓ {setting.name}: {len(prompts)} prompts, {shown_plan(str(setting.plan))}, {setting.dtype}")
+    exchange = f" with {setting.exchange} for its compression" if setting.exchange else ""
+    plan = f"{shown_plan(str(setting.plan))}{exchange}"
+    terminal.line(f"  ✓ {setting.name}: {len(prompts)} prompts, {plan}, {setting.dtype}")
     return torch.cat(latents)
 
 

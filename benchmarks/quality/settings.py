@@ -1,15 +1,22 @@
-"""A setting: how the back end is told to compute the same pictures. On the command line ``NAME:plan=ulysses=2,dtype=BF16``."""
+"""A setting: how the back end is told to compute the same pictures. On the command line ``NAME:plan=ulysses=2,dtype=BF16``.
+
+Its exchange may be none of the product's: ``NAME:plan=ring=2,dtype=BF16,baseline=cf-2bit``, or any preset that is written out,
+``NAME:plan=ring=2,dtype=BF16,preset=order=2,residual=quaternary,key=key-int8,delayed=1,int8base=0``. See :mod:`..baselines`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, cast, get_args
 
 from ...backend.errors import BadPlan
 from ...backend.parallel.plan import Plan
 from ...backend.wire.dtypes import ComputeDtype
+from ..baselines import BASELINES, PRESET_PARTS, exchange_of
 
 _OF_PLAN: Final = ("cfg", "ring", "ulysses", "schedule", "codec", "compression")
+_VEHICLE: Final = "balanced"
+"""The preset whose place another exchange takes: any would do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +27,8 @@ class Setting:
     plan: Plan = field(default_factory=Plan)
     """Its size is the number of ranks."""
     dtype: ComputeDtype = "F32"
+    exchange: str = ""
+    """What takes the place of the plan's preset, as :func:`..baselines.exchange_of` reads it; empty: nothing."""
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -35,21 +44,53 @@ class Setting:
             ValueError: it cannot be read.
         """
         name, _, values = text.partition(":")
-        parts: list[str] = []
+        plan: list[str] = []
+        exchange: list[str] = []
         dtype = "F32"
         for part in filter(None, (piece.strip() for piece in values.split(","))):
-            key, _, value = part.removeprefix("plan=").partition("=")
+            key, _, value = part.removeprefix("plan=").removeprefix("preset=").partition("=")
             if key in _OF_PLAN:
-                parts.append(f"{key}={value}")
+                plan.append(f"{key}={value}")
+            elif key in PRESET_PARTS:
+                exchange.append(f"{key}={value}")
+            elif key == "baseline" and value in BASELINES:
+                exchange.append(value)
             elif key == "dtype":
                 dtype = value.upper()
             else:
-                raise ValueError(f"Set plan or dtype in a setting, such as plan=ulysses=2,dtype=BF16: got {part!r}.")
+                raise ValueError(
+                    f"Set plan, dtype, preset or baseline ({', '.join(BASELINES)}) in a setting, "
+                    f"such as plan=ulysses=2,dtype=BF16: got {part!r}."
+                )
+        return cls(
+            name=name.strip(),
+            plan=_plan_of(name, plan, is_compressed=bool(exchange)),
+            dtype=cast(ComputeDtype, dtype),
+            exchange=_checked(name, exchange),
+        )
+
+
+def _plan_of(name: str, parts: list[str], *, is_compressed: bool) -> Plan:
+    try:
+        plan = Plan.parse(",".join(parts)) if parts else Plan()
+        if not is_compressed:
+            return plan
+        if plan.compression != Plan().compression:
+            raise BadPlan("Set one exchange: take compression off the plan, or the baseline or preset off the setting.")
+        return replace(plan, compression=_VEHICLE)
+    except BadPlan as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _checked(name: str, parts: list[str]) -> str:
+    """An exchange that can be read, or none."""
+    text = ",".join(parts)
+    if text:
         try:
-            plan = Plan.parse(",".join(parts)) if parts else Plan()
-        except BadPlan as error:
+            exchange_of(text)
+        except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        return cls(name=name.strip(), plan=plan, dtype=cast(ComputeDtype, dtype))
+    return text
 
 
 REFERENCE: Final = Setting(name="one rank, fp32")

@@ -11,7 +11,7 @@ from tutti.backend.parallel.providers import CpuFlash
 from tutti.backend.parallel.schedules import attend_along_ring
 from tutti.backend.parallel.schedules.call import RingCall
 from tutti.backend.parallel.transport import gather_bytes
-from tutti.benchmarks.links import EmulatedLinks, SerialTransport, ThrottledTransport
+from tutti.benchmarks.emulated_links import EmulatedLinks, SerialTransport, ThrottledTransport
 from tutti.benchmarks.timeline import PacedAttention, Timeline
 
 from tests.support.attention_cases import SCALE, AttentionCase

@@ -10,7 +10,7 @@ import torch
 from torch.distributed import ProcessGroup
 from tutti.backend.parallel.pending import Pending
 from tutti.backend.parallel.transport import DirectTransport, Message
-from tutti.benchmarks.links import EmulatedLinks, ThrottledTransport
+from tutti.benchmarks.emulated_links import EmulatedLinks, ThrottledTransport
 from tutti.benchmarks.report import read_targets
 from tutti.benchmarks.ring import BENCHMARK, COMPUTE, HOP_S, SETTINGS, figures_of
 from tutti.benchmarks.timeline import Span, Timeline

@@ -1,0 +1,143 @@
+"""What compressed exchange is compared with does what was published, and a setting of the command line names it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from tutti.backend.compression.channel import Channel, Watch
+from tutti.backend.compression.codecs import CODECS, Codec
+from tutti.backend.compression.policy import PRESETS, Preset
+from tutti.backend.compression.state import MatrixShape, StateForm
+from tutti.backend.compression.store import ResidualCall
+from tutti.backend.parallel.exchange import Label
+from tutti.benchmarks.baselines import BASELINES, OwnersExact, exchange_of, pack_from_minimum
+from tutti.benchmarks.quality.settings import Setting
+from tutti.kernels import low_rank
+
+CPU = torch.device("cpu")
+SHAPE = MatrixShape(rows=37, heads=3, head_dim=16)
+
+
+def walk(steps: int) -> list[Tensor]:
+    """bf16 ``[N, C]`` that move by a fifth of their size."""
+    generator = torch.Generator().manual_seed(0)
+    value = torch.randn(SHAPE.rows, SHAPE.channels, generator=generator)
+    found = []
+    for _ in range(steps):
+        found.append(value.bfloat16())
+        value = value + 0.2 * torch.randn(value.shape, generator=generator)
+    return found
+
+
+def both_ends(preset: Preset, steps: list[Tensor]) -> list[Tensor]:
+    """What the receiver works with in every step; it is what the sender knows of it, bit for bit."""
+    watch = Watch(CPU)
+    sender, receiver = (Channel([SHAPE], torch.bfloat16, CPU, preset.form, watch) for _ in range(2))
+    got = []
+    for x in steps:
+        codec: Codec = preset.codec(is_key=sender.is_empty)
+        payload, (known,) = sender.encode([x], codec)
+        known = known.clone()
+        (value,) = receiver.decode(payload, codec)
+        assert torch.equal(value, known)
+        got.append(value.clone())
+    seen = watch.look()
+    assert (seen.mismatches, seen.broken) == (0, 0)
+    return got
+
+
+def error(ours: Tensor, exact: Tensor) -> float:
+    return float((ours.float() - exact.float()).norm() / exact.float().norm())
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_first_call_travels_in_full_and_both_ends_know_the_same_after_every_other(name: str) -> None:
+    steps = walk(5)
+    got = both_ends(BASELINES[name], steps)
+    assert torch.equal(got[0], steps[0])
+    assert not any(torch.equal(ours, exact) for ours, exact in zip(got[1:], steps[1:], strict=True))
+
+
+def test_stale_values_are_those_of_the_call_before() -> None:
+    steps = walk(4)
+    got = both_ends(BASELINES["stale"], steps)
+    assert all(torch.equal(ours, before) for ours, before in zip(got[1:], steps[:-1], strict=True))
+
+
+def test_one_bit_without_a_base_loses_half_and_one_bit_of_the_residual_a_fifth() -> None:
+    steps = walk(6)
+    naive, residual = (both_ends(BASELINES[name], steps)[-1] for name in ("naive-1bit", "cf-1bit"))
+    assert error(naive, steps[-1]) == pytest.approx(0.60, abs=0.05), "of a normal variable: (1 - 2/pi)**0.5"
+    assert error(residual, steps[-1]) < 0.25
+
+
+def test_published_factors_have_our_sections_and_no_level_at_zero() -> None:
+    generator = torch.Generator().manual_seed(0)
+    u, v = torch.randn(11, 4, generator=generator), torch.randn(7, 4, generator=generator)
+    payload = pack_from_minimum(u, v)
+    assert len(payload) == low_rank.payload_bytes(11, 7, 4)
+    base = torch.zeros(11, 7)
+    low_rank.add_decoded(payload, base)
+    assert error(base, u @ v.mT) < 0.1
+    assert not torch.equal(payload, low_rank.pack(u, v))
+
+
+def test_whoever_owns_keys_works_with_the_exact_ones() -> None:
+    generator = torch.Generator().manual_seed(0)
+    channels: dict = {}
+    for first in (True, False):
+        value = torch.randn(2, 1, 5, 2, 16, generator=generator).bfloat16()
+        call = ResidualCall(channels, BASELINES["cf-1bit"], CPU, Watch(CPU))
+        payload, known = OwnersExact(call, 0).encode(value, Label(0))
+        assert known is value
+        assert (payload.numel() > value.nbytes / 2) is first
+
+
+def test_a_preset_is_written_out() -> None:
+    assert exchange_of("cf-2bit") is BASELINES["cf-2bit"]
+    preset = exchange_of("order=2,residual=quaternary,key=key-int4,delayed=1,int8base=1")
+    assert (preset.key, preset.residual) == ("key-int4", "quaternary")
+    assert preset.form == StateForm(order=2, delayed_scales=True, int8_base=True)
+    short, like = exchange_of("residual=ternary"), PRESETS["balanced"]
+    assert (short.key, short.residual, short.form) == (like.key, "ternary", like.form)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "cf-3bit", "order=3", "order=two", "residual=raw", "residual=zip", "order=1,order=2", "delayed"]
+)
+def test_what_is_no_exchange_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"Name a baseline|Write 0 or 1|Predict|Take a codec"):
+        exchange_of(text)
+
+
+def test_a_setting_names_a_baseline_or_a_preset_for_a_compressed_plan() -> None:
+    baseline = Setting.parse("cf 2-bit:plan=ring=2,dtype=BF16,baseline=cf-2bit")
+    assert (baseline.exchange, baseline.plan.ring, baseline.dtype) == ("cf-2bit", 2, "BF16")
+    assert not baseline.plan.exact
+    preset = Setting.parse(
+        "a:plan=ring=2,preset=order=2,residual=quaternary,key=key-int8,delayed=1,int8base=0,dtype=BF16"
+    )
+    assert exchange_of(preset.exchange).form == StateForm(order=2, delayed_scales=True)
+    assert preset.plan == baseline.plan
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a:plan=ring=2,baseline=cf-3bit",
+        "a:plan=ring=2,preset=order=4",
+        "a:plan=ring=2,compression=small,baseline=cf-2bit",
+        "a:baseline=cf-2bit",
+        "a:plan=ring=2,baseline=cf-2bit,order=2",
+    ],
+)
+def test_a_setting_says_why_it_has_no_such_exchange(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^(a: |Set plan)"):
+        Setting.parse(text)
+
+
+def test_a_baseline_gives_its_codecs_and_no_others() -> None:
+    preset = BASELINES["cf-2bit"]
+    assert preset.codec(is_key=True) is CODECS["raw"]
+    assert preset.codec(is_key=False) is CODECS["quaternary-compactfusion"]
