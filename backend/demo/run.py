@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
@@ -71,32 +71,32 @@ def run_demo(options: DemoOptions) -> int:
     with terminal.stage("check and load the files of the demo model"):
         shipped_file(TRANSFORMER)
         autoencoder = load_autoencoder(shipped_file(AUTOENCODER))
-    exact = (
-        None if plan is None or options.compression == COMPRESSIONS[0] else replace(plan, compression=COMPRESSIONS[0])
-    )
     with running_daemon(device, ranks, terminal) as client:
-        without = _draw(client, options, exact, prompts, terminal) if exact else None
+        without = None
+        if plan and options.compression != COMPRESSIONS[0]:
+            without = _draw(client, options, replace(plan, compression=COMPRESSIONS[0]), prompts, terminal)
         drawn = _draw(client, options, plan, prompts, terminal)
-
-    def pictures_of(some: Drawn) -> Tensor:
-        starts = range(0, len(some.latents), DECODED_AT_ONCE)
-        return torch.cat([decode(autoencoder, some.latents[start : start + DECODED_AT_ONCE]) for start in starts])
-
     with terminal.stage(f"write {path.name}"):
-        pictures, captions = pictures_of(drawn), list(options.prompts)
+        pictures, captions = _decoded(decode, autoencoder, drawn), list(options.prompts)
+        apart_db: list[float] = []
         if without:
-            exact_pictures = pictures_of(without)
+            exact_pictures = _decoded(decode, autoencoder, without)
             apart_db = psnr_db(pictures, exact_pictures)
             pictures = side_by_side(exact_pictures, pictures)
             captions = labelled(captions, (COMPRESSIONS[0], options.compression))
         _write(draw_sheet(pictures, captions), path)
-    if without:
-        _say_what_it_took(terminal, options, without)
-    _say_what_it_took(terminal, options, drawn)
-    if without:
+    for some in filter(None, (without, drawn)):
+        _say_what_it_took(terminal, options, some)
+    if apart_db:
         terminal.line(f"  Beside the pictures without compression: {psnr_text(apart_db)}")
     terminal.line(f"  Done in {time.monotonic() - started_s:.1f} s. The picture: {path}")
     return 0
+
+
+def _decoded(decode: Callable[[Any, Tensor], Tensor], autoencoder: Any, drawn: Drawn) -> Tensor:
+    """All pictures, a few at a time."""
+    starts = range(0, len(drawn.latents), DECODED_AT_ONCE)
+    return torch.cat([decode(autoencoder, drawn.latents[start : start + DECODED_AT_ONCE]) for start in starts])
 
 
 def _write(sheet: Image.Image, path: Path) -> None:
