@@ -52,6 +52,8 @@ class EvaluateTrajectory:
         self._on = on
         self._line = line
         """What the node shows while the loop runs."""
+        self._plan = ""
+        """How the calls run in the daemon, where it says so."""
         self._shown = ""
         self._node_id = host.node_id()
         # A loop that runs here cannot be taken up again after a restart, so its id must never meet that of an earlier run.
@@ -79,7 +81,7 @@ class EvaluateTrajectory:
         self._open = False  # whatever interrupts the wait also ends the trajectory
         received = self._client.evaluate(message, tensors, self._listen, host.raise_if_interrupted)
         self._open = True
-        self._show(self._line)
+        self._show(report.with_plan(self._line, self._plan))
         self._turn += 1
         return [from_wire(received.tensors[f"call.{index}.out"], call.x.device) for index, call in enumerate(calls)]
 
@@ -102,6 +104,8 @@ class EvaluateTrajectory:
             self._show(report.queued(message.ahead))
         elif isinstance(message, Progress) and message.phase in ("loading", "compiling"):
             self._show(report.preparing(message))
+        elif isinstance(message, Progress) and message.phase == "sampling":
+            self._plan = message.text
 
     def _show(self, text: str) -> None:
         if text and text != self._shown:

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..backend.assets.advice import EXAMPLE, GUIDANCE, vocabulary
 from . import compat, host
-from .nodes_loader import AUTO, CATEGORY, DTYPES, load, what_is_wrong_with
+from .nodes_loader import AUTO, CATEGORY, COMPRESSIONS, DTYPES, compression_input, load, plan_text, what_is_wrong_with
 
 TEXT_TOOLTIP: Final = (
     "What the picture shows: up to three objects joined by 'and', then 'on a ... background'. Empty: no prompt, for the negative side. "
@@ -34,6 +34,7 @@ class TuttiDemoLoader(io.ComfyNode):  # type: ignore[misc]
                     io.String, "plan", default=AUTO, optional=True, advanced=True,
                     tooltip="How the ranks share the work: auto, or for example ulysses=2,ring=1. The product is the number of ranks.",
                 ),
+                compression_input(),
             ],
             outputs=[
                 io.Model.Output(tooltip="A MODEL for any sampler; use cfg 1. Its weights are in the daemon."),
@@ -42,12 +43,12 @@ class TuttiDemoLoader(io.ComfyNode):  # type: ignore[misc]
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, plan: str = AUTO) -> bool | str:
+    def validate_inputs(cls, plan: str = AUTO, compression: str = COMPRESSIONS[0]) -> bool | str:
         """Said before anything is queued."""
-        return what_is_wrong_with(plan) or True
+        return what_is_wrong_with(plan, compression) or True
 
     @classmethod
-    def execute(cls, plan: str = AUTO) -> io.NodeOutput:
+    def execute(cls, plan: str = AUTO, compression: str = COMPRESSIONS[0]) -> io.NodeOutput:
         """Check both files, then load as the other loader does.
 
         Raises:
@@ -60,7 +61,7 @@ class TuttiDemoLoader(io.ComfyNode):  # type: ignore[misc]
         vae_file = shipped_file(AUTOENCODER)
         shipped_file(TRANSFORMER)
         try:
-            model = load(TRANSFORMER.removeprefix(PREFIX), DTYPES[0], plan)
+            model = load(TRANSFORMER.removeprefix(PREFIX), DTYPES[0], plan_text(plan, compression))
         except (UnknownModel, BadCheckpoint) as error:
             # The files here are whole: this is about the daemon's box.
             raise BadCheckpoint(

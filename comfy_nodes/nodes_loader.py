@@ -12,19 +12,44 @@ from . import compat, host
 CATEGORY: Final = "Tutti"
 DTYPES: Final = ("default", "bf16", "fp16", "fp32")
 AUTO: Final = "auto"
+COMPRESSIONS: Final = ("off", "fast", "balanced", "small")
+"""Those of a plan. ``off`` says nothing of it, so that the daemon's own setting counts, which is off too unless it was started with one."""
+COMPRESSION_TOOLTIP: Final = (
+    "Sends fewer bytes between the ranks: differences to the call before, in a few bits. For slow links. The picture is then approximate, "
+    "and the node says by how much. off: exact, unless the daemon was started with a compression."
+)
 _PART: Final = r"([a-z]+=[0-9]+|(schedule|codec|compression)=[a-z0-9-]+)"
-_PLAN: Final = re.compile(rf"{_PART}(,{_PART})*")
+_PLAN: Final = re.compile(rf"({AUTO}|{_PART})(,{_PART})*")
 
 
-def what_is_wrong_with(plan: str) -> str:
-    """The message for a plan that is none; empty for one that is."""
+def compression_input() -> Any:
+    """The input of both loaders. It is the last one: files that were saved without it have their values in order."""
+    return compat.add_input(
+        io.Combo, "compression", options=list(COMPRESSIONS), default=COMPRESSIONS[0], optional=True, advanced=True,
+        tooltip=COMPRESSION_TOOLTIP,
+    )  # fmt: skip
+
+
+def plan_text(plan: str, compression: str) -> str:
+    """Both inputs as the daemon is asked; empty leaves everything to it."""
+    degrees = plan.replace(" ", "")
+    parts = ["" if degrees == AUTO else degrees, "" if compression == COMPRESSIONS[0] else f"compression={compression}"]
+    return ",".join(filter(None, parts))
+
+
+def what_is_wrong_with(plan: str, compression: str) -> str:
+    """The message for a plan or a compression that is none; empty where both can be asked of the daemon."""
+    if compression not in COMPRESSIONS:
+        return f"Set compression to one of {', '.join(COMPRESSIONS)}: {compression!r} is none of them."
+    if compression != COMPRESSIONS[0] and "compression=" in plan.replace(" ", ""):
+        return f"Name one compression: the input says {compression}, and the plan has one of its own."
     if plan.strip() in ("", AUTO) or _PLAN.fullmatch(plan.replace(" ", "")):
         return ""
     return f"Set plan to auto or to degrees such as ulysses=2,ring=1 (and schedule=..., codec=... or compression=...): {plan!r} is not a plan."
 
 
 def load(name: str, weight_dtype: str, plan: str) -> Any:
-    """The MODEL of a checkpoint of the daemon's, by its name in ComfyUI's list. No weight is read here."""
+    """The MODEL of a checkpoint of the daemon's, by its name in ComfyUI's list; ``plan`` from :func:`plan_text`. No weight is read here."""
     import torch
 
     from . import checkpoint, remote_model
@@ -32,14 +57,13 @@ def load(name: str, weight_dtype: str, plan: str) -> Any:
 
     names = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     described = checkpoint.describe(SESSION, name)
-    chosen = plan.replace(" ", "")
     with SESSION.guarded():
         device = SESSION.client().status(host.raise_if_interrupted).device
     return remote_model.build(
         SESSION,
         described,
         weight_dtype=names.get(weight_dtype),
-        plan="" if chosen == AUTO else chosen,
+        plan=plan,
         daemon_device=device,
     )
 
@@ -72,26 +96,33 @@ class TuttiLoadDiffusionModel(io.ComfyNode):  # type: ignore[misc]
                     io.String, "plan", default=AUTO, optional=True, advanced=True,
                     tooltip="How the ranks share the work: auto, or for example ulysses=2,ring=2. The product is the number of ranks.",
                 ),
+                compression_input(),
             ],
             outputs=[io.Model.Output(tooltip="A MODEL for any sampler. Its weights are in the daemon.")],
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, unet_name: str, weight_dtype: str, plan: str = AUTO) -> bool | str:
+    def validate_inputs(
+        cls, unet_name: str, weight_dtype: str, plan: str = AUTO, compression: str = COMPRESSIONS[0]
+    ) -> bool | str:
         """Takes the place of ComfyUI's own check of the lists: the daemon may have models that this page has not heard of."""
         if weight_dtype not in DTYPES:
             return (
                 f"Set weight_dtype to one of {', '.join(DTYPES)}: {weight_dtype} stores the weights in 8 bits on ComfyUI's side, "
                 "which Tutti does not do; a file that is already in 8 bits loads with default."
             )
-        return what_is_wrong_with(plan) or True
+        return what_is_wrong_with(plan, compression) or True
 
     @classmethod
-    def fingerprint_inputs(cls, unet_name: str, weight_dtype: str, plan: str = AUTO) -> str:
+    def fingerprint_inputs(
+        cls, unet_name: str, weight_dtype: str, plan: str = AUTO, compression: str = COMPRESSIONS[0]
+    ) -> str:
         """A replaced file is loaded again."""
         return host.file_fingerprint(unet_name)
 
     @classmethod
-    def execute(cls, unet_name: str, weight_dtype: str, plan: str = AUTO) -> io.NodeOutput:
+    def execute(
+        cls, unet_name: str, weight_dtype: str, plan: str = AUTO, compression: str = COMPRESSIONS[0]
+    ) -> io.NodeOutput:
         """Ask the daemon what the file holds and build the MODEL; no weight is read here."""
-        return io.NodeOutput(load(unet_name, weight_dtype, plan))
+        return io.NodeOutput(load(unet_name, weight_dtype, plan_text(plan, compression)))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class TuttiStatus(io.ComfyNode):  # type: ignore[misc]
-    """Worker group, ranks, plan, compilation, attention kernels, resident model and queue."""
+    """Worker group, ranks, plan, compilation, attention kernels, compression, resident model and queue."""
 
     @classmethod
     def define_schema(cls) -> Any:
@@ -25,7 +25,7 @@ class TuttiStatus(io.ComfyNode):  # type: ignore[misc]
             node_id="TuttiStatus",
             display_name="Tutti Status",
             category=CATEGORY,
-            description="Shows the daemon's worker group: its state, ranks, plan, compilation, attention kernels, the model in memory and the queue.",
+            description="Shows the daemon's worker group: its state, ranks, plan, compilation, attention kernels, compression, the model in memory and the queue.",
             search_aliases=["tutti", "doctor", "ranks", "gpu status"],
             is_output_node=True,
             not_idempotent=True,
@@ -65,6 +65,7 @@ def describe(status: Status) -> str:
     ]
     lines.append(f"compile: {status.compile or '-'}")
     lines.append(f"attention: {status.attention or '-'}")
+    lines.append(f"compression: {status.compression or '-'}")
     lines.append(f"in memory: {', '.join(status.resident) or 'no model yet'}")
     for job in status.jobs:
         lines.append(f"{job.state}: {job.model}, step {job.step} of {job.steps}, node {job.node_id}")

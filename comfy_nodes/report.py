@@ -25,6 +25,12 @@ def whole_loop(text: str, notes: Sequence[str]) -> str:
     return _lines(f"Tutti: whole loop in the daemon{f', {text}' if text else ''}", notes)
 
 
+def with_plan(line: str, plan: str) -> str:
+    """The line of a loop that runs here, and how its calls run in the daemon, where that is not as usual."""
+    first, *rest = line.split("\n")
+    return _lines(f"{first}, {plan}", rest) if line and plan else line
+
+
 def step_by_step(reason: str, notes: Sequence[str]) -> str:
     """The loop runs here, because of `reason`."""
     return _lines(f"Tutti: step by step, because {reason}", notes)
@@ -32,8 +38,10 @@ def step_by_step(reason: str, notes: Sequence[str]) -> str:
 
 def finished(result: Result, steps: int, notes: Sequence[str]) -> str:
     """After a whole loop."""
+    compression = f", {result.compression}" if result.compression else ""
     return _lines(
-        f"Tutti: whole loop in the daemon, {shown_plan(result.plan)}, {steps} steps at {result.step_ms:.0f} ms", notes
+        f"Tutti: whole loop in the daemon, {shown_plan(result.plan)}, {steps} steps at {result.step_ms:.0f} ms{compression}",
+        notes,
     )
 
 

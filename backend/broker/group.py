@@ -40,6 +40,8 @@ class Rank:
     """What runs compiled on it; empty before its first job."""
     attention: str = ""
     """What attentions run on there, and what was switched off; empty before its first one."""
+    compression: str = ""
+    """What its last job's exchange was compressed to; empty where it was not."""
     resident: tuple[str, ...] = ()
     answered: int = 0
     """Number of the last turn that it answered the Prepare of, or left."""
@@ -196,7 +198,7 @@ class Group:
     def note(self, rank: Rank, done: Done) -> None:
         """What a rank said when it left a job."""
         rank.memory_bytes, rank.resident = done.memory_bytes, done.resident
-        rank.compile, rank.attention = done.compile, done.attention
+        rank.compile, rank.attention, rank.compression = done.compile, done.attention, done.compression
 
     def _forget_ranks(self) -> None:
         self.runs = self.ready_for = None

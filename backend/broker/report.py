@@ -40,6 +40,7 @@ def status(core: Core, request: int, uptime_s: float) -> Status:
         restarts=core.group.restarts,
         compile=shortened(_compile(core), NAME_LENGTH),
         attention=_attention(core),
+        compression=shortened(_compression(core), NAME_LENGTH),
     )
 
 
@@ -65,6 +66,14 @@ def _attention(core: Core) -> str:
         (part if len(ranks) == len(said) else f"{part} ({_named(ranks)})" for part, ranks in saying.items()),
         NAME_LENGTH,
     )
+
+
+def _compression(core: Core) -> str:
+    """What the first rank says, or the first that has more to say than its figures: those differ from rank to rank by a little."""
+    said = {rank.rank: rank.compression for rank in core.group.ranks if rank.compression}
+    troubled = {rank: text for rank, text in said.items() if len(parts_of(text)) > 1}
+    rank, text = next(iter((troubled or said).items()), (0, ""))
+    return f"{text} (rank {rank})" if troubled and len(troubled) < len(said) else text
 
 
 def _named(ranks: list[int]) -> str:

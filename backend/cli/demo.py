@@ -10,6 +10,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
     from ..assets.advice import GUIDANCE
     from ..demo.options import CODECS, SEED, SIZE, STEPS
+    from ..parallel.plan import COMPRESSIONS
 
     least, usual, most = GUIDANCE
     parser.add_argument(
@@ -24,7 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--codec", default="off", metavar="NAME",
-        help=f"what the ranks' all-to-all is compressed with, approximately: {', '.join(CODECS)} (default: off, which is exact)",
+        help=f"what the ranks' all-to-all is encoded with, approximately: {', '.join(CODECS)} (default: off, which is exact)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compression", default="off", metavar="NAME",
+        help=f"draw everything twice, the second time with a compressed exchange, approximately: {', '.join(COMPRESSIONS)} "
+        "(default: off, which is exact)",
     )  # fmt: skip
     parser.add_argument(
         "--size",
@@ -51,6 +57,7 @@ def run(options: argparse.Namespace) -> int:
         out=options.out,
         plan=options.plan,
         codec=options.codec,
+        compression=options.compression,
         ranks=options.ranks,
         steps=options.steps,
         size=options.size,

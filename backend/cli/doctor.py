@@ -26,6 +26,11 @@ from ..wire.plans import shown_plan
 from . import state_directory
 from .client import connected, locate
 
+COMPRESSION: Final = note(
+    "compression",
+    "off, unless a plan names one: fewer bytes between the ranks, and pictures that are approximate",
+    "For ranks that wait for a slow link; doctor measures none. `tutti demo --compression balanced` draws the same pictures both ways.",
+)
 _MARKS: Final = {"good": "✓", "note": "·", "problem": "✗"}
 
 
@@ -56,7 +61,12 @@ def run(options: argparse.Namespace) -> int:
     state_dir = state_directory.chosen(options)
     findings = list(examine_installation(state_dir))
     if not options.installation:
-        findings += [_check_models(state_dir, options.models), _check_demo_model(), _check_daemon(state_dir)]
+        findings += [
+            _check_models(state_dir, options.models),
+            _check_demo_model(),
+            _check_daemon(state_dir),
+            COMPRESSION,
+        ]
     healthy = all(finding.level != "problem" for finding in findings)
     if options.json:
         print(json.dumps({"healthy": healthy, "findings": [dataclasses.asdict(finding) for finding in findings]}))

@@ -46,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--plan",
         default=AUTO,
         metavar="PLAN",
-        help="how a model call is split: auto, or such as ulysses=2,ring=1 (default: auto)",
+        help="how a model call is split: auto, or such as ulysses=2,ring=1, and perhaps compression=balanced behind it, which is approximate "
+        "(default: auto)",
     )
     parser.add_argument(
         "--compile", choices=COMPILE_MODES, default=AUTO,

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..broker.auth import check_libzmq
 from ..broker.catalog import SUBFOLDERS
 from ..parallel.compile_modes import BLOCKS, GRAPHS
-from ..parallel.plan import CFG_DEGREES, Plan, factor_plans
+from ..parallel.plan import CFG_DEGREES, COMPRESSIONS, Plan, factor_plans, split_compression
 from ..planning.devices import Gpu, visible_gpus
 from .listening import Address
 from .main import CommandError
@@ -29,7 +29,7 @@ class ServeSettings:
     device: str
     ranks: int
     plan: str
-    """A plan, or ``auto``."""
+    """A plan, or ``auto``, or ``auto,compression=balanced``."""
     transport: str
     """Empty: the ranks choose."""
     models: tuple[Path, ...]
@@ -68,14 +68,15 @@ def choose_transport(device: str, ranks: int, gpus: Sequence[Gpu]) -> str:
 
 
 def check_plan(text: str, ranks: int) -> str:
-    """A plan that fits the ranks, in its full form; ``auto`` as it is.
+    """A plan that fits the ranks, in its full form; ``auto`` as it is, and with the compression that stands behind it.
 
     Raises:
         CommandError: it needs another number of ranks, or what this release does not have.
         BadPlan: it is no plan.
     """
-    if text == AUTO:
-        return text
+    degrees, compression = split_compression(text)
+    if degrees == AUTO or (not degrees and compression):
+        return AUTO if compression in ("", COMPRESSIONS[0]) else f"{AUTO},compression={compression}"
     plan = Plan.parse(text)
     legal = "; ".join(map(str, factor_plans(ranks)))
     if plan.cfg not in CFG_DEGREES:

@@ -58,6 +58,7 @@ def as_text(status: Status, connection: Connection) -> str:
         + (f", restarted {status.restarts} times" if status.restarts else ""),
         f"  compile    {status.compile or '-'}",
         f"  attention  {status.attention or '-'}",
+        f"  compress   {status.compression or '-'}",
         f"  resident   {', '.join(status.resident) or 'no model yet'}",
         f"  jobs       {status.queued} queued, {status.finished} finished, {status.failed} failed",
     ]

@@ -11,7 +11,7 @@ from typing import Final
 from ..assets.advice import GUIDANCE, size_warning
 from ..errors import BadPlan, BadRequest
 from ..parallel import plan as plans
-from ..parallel.plan import Plan, choose_plan
+from ..parallel.plan import AUTO, COMPRESSIONS, Plan, choose_plan, split_compression
 
 PROMPTS: Final = (
     "a red circle on a white background",
@@ -29,7 +29,7 @@ PROMPTS: Final = (
 )
 """What is drawn when nothing is asked for."""
 CODECS: Final = ("off", *plans.CODECS[1:])
-"""What can compress the ranks' exchange: all but ``off`` are approximate."""
+"""What can encode the ranks' all-to-all: all but ``off`` are approximate."""
 FILE_NAME: Final = "demo.png"
 HEADS: Final = 2
 """Of the demo model: what a ulysses degree must divide."""
@@ -54,10 +54,12 @@ class DemoOptions:
     prompts: tuple[str, ...] = PROMPTS
     out: Path = field(default=Path())
     """A folder, where ``demo.png`` is written, or a file that ends in ``.png``."""
-    plan: str = "auto"
+    plan: str = AUTO
     """``ulysses=2,ring=1``; ``auto`` lets the daemon choose."""
     codec: str = "off"
     """What the plan's all-to-all carries; one of :data:`CODECS`."""
+    compression: str = "off"
+    """How the ranks' exchange is compressed, one of the plan's :data:`COMPRESSIONS`; then everything is drawn without it too."""
     ranks: int | None = None
     """Ranks to start; None means as many as the plan has, else every GPU, or two CPU ranks."""
     steps: int = STEPS
@@ -70,6 +72,10 @@ class DemoOptions:
     def __post_init__(self) -> None:
         if self.codec not in CODECS:
             raise BadRequest(f"Set --codec to {' or '.join(CODECS)}: there is no codec {self.codec[:40]!r}.")
+        if self.compression not in COMPRESSIONS:
+            raise BadRequest(
+                f"Set --compression to {' or '.join(COMPRESSIONS)}: there is no compression {self.compression[:40]!r}."
+            )
         if self.ranks is not None and not 1 <= self.ranks <= MOST_RANKS:
             raise BadRequest(f"Set --ranks to 1 to {MOST_RANKS}: got {self.ranks}.")
         if not 1 <= self.steps <= MOST_STEPS:
@@ -101,7 +107,7 @@ class DemoOptions:
     @property
     def chosen_plan(self) -> Plan | None:
         """None is ``auto``."""
-        if self.plan in ("", "auto"):
+        if split_compression(self.plan)[0] in ("", AUTO):
             return None
         plan = Plan.parse(self.plan)
         if plan.world_size > MOST_RANKS:
@@ -109,18 +115,26 @@ class DemoOptions:
         return choose_plan(plan, self.ranks or plan.world_size, HEADS)
 
     def plan_on(self, ranks: int) -> Plan | None:
-        """What is asked of a daemon of so many ranks, codec included. None: the daemon chooses, and chooses what is exact.
+        """What is asked of a daemon of so many ranks, codec and compression included. None: the daemon chooses, and chooses what is exact.
 
         Raises:
-            BadRequest: the plan names another codec.
-            BadPlan: so few ranks have no all-to-all to compress.
+            BadRequest: the plan names another codec or compression.
+            BadPlan: so few ranks have no exchange to encode or compress.
         """
         chosen = self.chosen_plan
-        if self.codec == CODECS[0]:
+        codec, compression = CODECS[0], split_compression(self.plan)[1] or COMPRESSIONS[0]
+        if self.codec != CODECS[0]:
+            codec = self.codec
+            if chosen and chosen.codec not in (plans.CODECS[0], codec):
+                raise BadRequest(f"Name one codec: --plan has {chosen.codec}, --codec {codec}.")
+        if self.compression != COMPRESSIONS[0]:
+            if compression not in (COMPRESSIONS[0], self.compression):
+                raise BadRequest(f"Name one compression: --plan has {compression}, --compression {self.compression}.")
+            compression = self.compression
+        if codec == CODECS[0] and compression == COMPRESSIONS[0]:
             return chosen
-        if chosen and chosen.codec not in (plans.CODECS[0], self.codec):
-            raise BadRequest(f"Name one codec: --plan has {chosen.codec}, --codec {self.codec}.")
-        return replace(chosen or choose_plan(None, ranks, HEADS), codec=self.codec)
+        plan = chosen or choose_plan(None, ranks, HEADS)
+        return replace(plan, codec=plan.codec if codec == CODECS[0] else codec, compression=compression)
 
     def warnings(self) -> list[str]:
         """What can be drawn, but was not taught."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
@@ -17,10 +17,12 @@ from ..assets.files import AUTOENCODER, TRANSFORMER, shipped_file
 from ..assets.prompt import Prompt
 from ..client import Client
 from ..errors import BadRequest, InternalError, RemoteProtocolError
-from ..parallel.plan import CODECS, Plan
+from ..parallel.plan import CODECS, COMPRESSIONS, Plan
 from ..wire.codec import Received
 from ..wire.messages import Progress, Result
+from ..wire.texts import size_text
 from ..worker.tensors import to_torch
+from .compare import labelled, psnr_db, psnr_text, side_by_side
 from .daemon import running_daemon
 from .options import DemoOptions
 from .request import demo_sample
@@ -45,6 +47,8 @@ class Drawn:
     step_ms: float
     """Median over the jobs of each one's median."""
     exchanged_bytes: int | None
+    compression: str
+    """What it brought in the first job, as the ranks say it; empty where nothing was compressed."""
 
 
 def run_demo(options: DemoOptions) -> int:
@@ -68,14 +72,31 @@ def run_demo(options: DemoOptions) -> int:
         shipped_file(TRANSFORMER)
         autoencoder = load_autoencoder(shipped_file(AUTOENCODER))
     with running_daemon(device, ranks, terminal) as client:
+        without = None
+        if plan and options.compression != COMPRESSIONS[0]:
+            without = _draw(client, options, replace(plan, compression=COMPRESSIONS[0]), prompts, terminal)
         drawn = _draw(client, options, plan, prompts, terminal)
     with terminal.stage(f"write {path.name}"):
-        starts = range(0, len(drawn.latents), DECODED_AT_ONCE)
-        pictures = [decode(autoencoder, drawn.latents[start : start + DECODED_AT_ONCE]) for start in starts]
-        _write(draw_sheet(torch.cat(pictures), options.prompts), path)
-    _say_what_it_took(terminal, options, drawn)
+        pictures, captions = _decoded(decode, autoencoder, drawn), list(options.prompts)
+        apart_db: list[float] = []
+        if without:
+            exact_pictures = _decoded(decode, autoencoder, without)
+            apart_db = psnr_db(pictures, exact_pictures)
+            pictures = side_by_side(exact_pictures, pictures)
+            captions = labelled(captions, (COMPRESSIONS[0], options.compression))
+        _write(draw_sheet(pictures, captions), path)
+    for some in filter(None, (without, drawn)):
+        _say_what_it_took(terminal, options, some)
+    if apart_db:
+        terminal.line(f"  Beside the pictures without compression: {psnr_text(apart_db)}")
     terminal.line(f"  Done in {time.monotonic() - started_s:.1f} s. The picture: {path}")
     return 0
+
+
+def _decoded(decode: Callable[[Any, Tensor], Tensor], autoencoder: Any, drawn: Drawn) -> Tensor:
+    """All pictures, a few at a time."""
+    starts = range(0, len(drawn.latents), DECODED_AT_ONCE)
+    return torch.cat([decode(autoencoder, drawn.latents[start : start + DECODED_AT_ONCE]) for start in starts])
 
 
 def _write(sheet: Image.Image, path: Path) -> None:
@@ -113,7 +134,8 @@ def _draw(
     jobs = [prompts[start : start + AT_ONCE] for start in range(0, len(prompts), AT_ONCE)]
     latents: list[Tensor] = []
     results: list[Result] = []
-    name = f"draw {_count(len(prompts), 'picture')} of {width} x {height}, {_count(options.steps, 'step')}"
+    how = f", {plan.compression}" if plan and options.compression != COMPRESSIONS[0] else ""
+    name = f"draw {_count(len(prompts), 'picture')} of {width} x {height}, {_count(options.steps, 'step')}{how}"
     with terminal.stage(name):
         for number, job in enumerate(jobs):
             sample, tensors = demo_sample(
@@ -157,14 +179,19 @@ def _checked(latents: Sequence[Tensor], results: Sequence[Result]) -> Drawn:
         plan=results[0].plan,
         step_ms=statistics.median(result.step_ms for result in results),
         exchanged_bytes=None if None in exchanged else sum(filter(None, exchanged)),
+        compression=results[0].compression,
     )
 
 
 def _say_what_it_took(terminal: Terminal, options: DemoOptions, drawn: Drawn) -> None:
     at_once = min(len(options.prompts), AT_ONCE)
     ran = Plan.parse(drawn.plan)
-    codec = "off" if ran.exact else f"{ran.codec} (approximate)"
-    terminal.line(f"  Plan {replace(ran, codec=CODECS[0])}, codec {codec}")
+    codec = "off" if ran.codec == CODECS[0] else f"{ran.codec} (approximate)"
+    compression = "off" if ran.compression == COMPRESSIONS[0] else f"{ran.compression} (approximate)"
+    shown = replace(ran, codec=CODECS[0], compression=COMPRESSIONS[0])
+    terminal.line(f"  Plan {shown}, codec {codec}, compression {compression}")
+    if drawn.compression:
+        terminal.line(f"  {drawn.compression}")
     terminal.line(f"  {drawn.step_ms:.1f} ms a step (median), for {_count(at_once, 'picture')} at once")
     if drawn.exchanged_bytes is not None:
         steps = options.steps * -(-len(options.prompts) // AT_ONCE)
@@ -174,12 +201,3 @@ def _say_what_it_took(terminal: Terminal, options: DemoOptions, drawn: Drawn) ->
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def size_text(size_bytes: float) -> str:
-    """``12.3 MB``: three digits or so, powers of 1000."""
-    for unit in ("bytes", "kB", "MB"):
-        if size_bytes < 1000:
-            return f"{size_bytes:.0f} {unit}" if unit == "bytes" else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1000
-    return f"{size_bytes:.1f} GB"

@@ -20,6 +20,8 @@ COMPRESSIONS = ("off", "fast", "balanced", "small")
 """Presets of compressed exchange; all but ``off`` are approximate. See :mod:`tutti.backend.compression.policy`."""
 COMPRESSED_SCHEDULES = ("ring", "prefetch-2", "bidirectional")
 """Schedules in which keys and values travel by hops: those whose differences can be sent."""
+AUTO = "auto"
+"""In the place of degrees: the largest legal ones are chosen for each model."""
 _SETTINGS = {"schedule": SCHEDULES, "codec": CODECS, "compression": COMPRESSIONS}
 """Part of a plan beside its degrees -> its values, the default first."""
 
@@ -62,7 +64,7 @@ class Plan:
             self._check_compression()
 
     def _check_compression(self) -> None:
-        if self.ring == 1 and self.ulysses == 1:
+        if not self.exchanges:
             raise BadPlan(
                 f"Give ring or ulysses at least 2, or take compression={self.compression} off the plan: there is no exchange to compress."
             )
@@ -85,6 +87,11 @@ class Plan:
     def exact(self) -> bool:
         """Whether nothing is lost on the way."""
         return self.codec == CODECS[0] and self.compression == COMPRESSIONS[0]
+
+    @property
+    def exchanges(self) -> bool:
+        """Whether attentions exchange anything: neither one rank does, nor ranks that have a branch each."""
+        return self.ring > 1 or self.ulysses > 1
 
     @property
     def world_size(self) -> int:
@@ -124,6 +131,36 @@ def _degree(name: str, text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 4):
         raise BadPlan(f"Give {name} a whole number of at least 1: got {text[:40]!r}.")
     return int(text)
+
+
+def split_compression(text: str) -> tuple[str, str]:
+    """A plan's text without its compression, and that; each is empty where the text names none.
+
+    A job may ask for a compression and leave the degrees to the daemon (``compression=balanced``) or to the model
+    (``auto,compression=balanced``). Raises :class:`BadPlan` for one that is unknown or named twice.
+    """
+    rest: list[str] = []
+    named: list[str] = []
+    for part in text.split(","):
+        name, _, value = (piece.strip() for piece in part.partition("="))
+        if name == "compression":
+            named.append(value)
+        else:
+            rest.append(part)
+    if len(named) > 1:
+        raise BadPlan("Name every part of a plan once: compression appears twice.")
+    compression = named[0] if named else ""
+    if named and compression not in COMPRESSIONS:
+        raise BadPlan(f"Choose a compression of {', '.join(COMPRESSIONS)}: {compression[:40]!r} is none of them.")
+    return ",".join(rest).strip(), compression
+
+
+def compressed(plan: Plan, compression: str) -> Plan:
+    """``plan`` with a compression (empty: as it is), where there is an exchange to compress; elsewhere it is left out.
+
+    Raises :class:`BadPlan` where the plan's own codec or schedule does not go with it.
+    """
+    return replace(plan, compression=compression) if compression and plan.exchanges else plan
 
 
 CFG_DEGREES = (1, 2)

@@ -141,6 +141,8 @@ class Status:
     """What runs compiled, or why nothing does; before the first job how the daemon was told to compile."""
     attention: str = field(default="", metadata=_NAME)
     """Which kernels attentions run on, and what was switched off and why; empty before the first attention."""
+    compression: str = field(default="", metadata=_NAME)
+    """How the last job's exchange was compressed and what that brought; empty where it was not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,8 +192,8 @@ class ModelRef:
     """What the client took the checkpoint for; the back end refuses if it disagrees."""
     dtype: ComputeDtype
     """Compute dtype."""
-    plan: str = field(default="", metadata=bounded(length=64, pattern=r"[a-z0-9=,-]*"))
-    """``ulysses=2,ring=1,codec=fp8-all``; empty leaves it to the daemon."""
+    plan: str = field(default="", metadata=bounded(length=128, pattern=r"[a-z0-9=,-]*"))
+    """``ulysses=2,ring=1,codec=fp8-all``; empty leaves it to the daemon, and so does ``compression=balanced`` its degrees."""
     loras: tuple[LoraRef, ...] | None = field(default=None, metadata=bounded(items=LORAS))
     """In the order in which they are applied; absent where there are none."""
 
@@ -324,6 +326,8 @@ class Result:
     """The plan it ran with."""
     exchanged_bytes: int | None = field(default=None, metadata=_COUNT)
     """What all ranks together sent to one another during its model calls; absent where nobody counted."""
+    compression: str = field(default="", metadata=_NAME)
+    """As in Status, of this job."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -462,6 +466,7 @@ class Done:
     resident: tuple[str, ...] = field(metadata=bounded(items=LISTED, length=NAME_LENGTH))
     compile: str = field(default="", metadata=_NAME)
     attention: str = field(default="", metadata=_NAME)
+    compression: str = field(default="", metadata=_NAME)
 
 
 MESSAGES: dict[str, type[Any]] = {

@@ -19,6 +19,15 @@ def parts_of(text: str) -> list[str]:
     return text.split(SEPARATOR) if text else []
 
 
+def size_text(size_bytes: float) -> str:
+    """``12.3 MB``: three digits or so, powers of 1000."""
+    for unit in ("bytes", "kB", "MB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.0f} {unit}" if unit == "bytes" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.1f} GB"
+
+
 def shortened(text: str, length: int) -> str:
     """``text``, with an ellipsis at its end where it is longer than ``length`` characters."""
     return text if len(text) <= length else text[: length - len(CUT)].rstrip() + CUT

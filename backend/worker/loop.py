@@ -30,7 +30,7 @@ from .preparation import PreparedJob, job_of, make_ready
 from .preview import Previews
 from .report import JobReport, RankReport, StepClock
 from .residency import ResidentModels
-from .residuals import TrajectoryResiduals
+from .residuals import Residuals, TrajectoryResiduals
 from .stopping import StopSignal
 from .tensors import share
 from .trajectory import run_sample
@@ -55,7 +55,7 @@ class RankLoop:
         shared_folder: Path,
     ) -> None:
         """``shared_folder``: where ranks of this host keep weights that LoRAs have changed, once for all of them."""
-        self._residuals = residuals
+        self._residuals = Residuals(residuals)
         self._shared_folder = shared_folder
         self._compiler = compiler
         self._group = group
@@ -176,15 +176,17 @@ class RankLoop:
             report.failed(ended_by)
         elif isinstance(prepared.job, Evaluate):
             self._ran = replace(prepared, frames={})  # the frames' memory goes back to the socket
+        self._wait_for_device()
+        compression = self._compression(prepared)
         if left or failure or isinstance(prepared.job, Sample):
             self._residuals.forget([prepared.job.job_id])
-        self._wait_for_device()
         self._report.done(
             prepared.sequence,
             memory_bytes=self._models.memory.used_bytes,
             resident=self._models.names,
             compile=self._compiler.state,
             attention=NOTES.parts(),
+            compression=compression,
         )
 
     def _name(self, error: Exception, what: str) -> TuttiError:
@@ -220,6 +222,10 @@ class RankLoop:
             )
         finally:
             trajectory.calls = gate.call
+        if (
+            prepared.left_out or not prepared.plan.exact
+        ):  # the client's own loop shows nothing of the plan unless it is told
+            report.sampling(prepared.job.turn, 0, self._what_runs(prepared))
         report.evaluated(prepared.job.turn, outputs)
 
     def _sample(
@@ -249,20 +255,40 @@ class RankLoop:
         outcome = run_sample(sample, tensors, network, on_step)
         step_ms = clock.median_ms()
         exchanged_bytes = gate.add_up(self._group.transport.sent_bytes - before_bytes)
-        report.result(outcome, step_ms=step_ms, plan=str(prepared.plan), exchanged_bytes=exchanged_bytes)
+        report.result(
+            outcome,
+            step_ms=step_ms,
+            plan=str(prepared.plan),
+            exchanged_bytes=exchanged_bytes,
+            compression=self._compression(prepared),
+        )
 
     def _what_runs(self, prepared: PreparedJob) -> str:
         """A line for the node."""
         ranks = self._group.world_size
-        compiled = f", {note}" if (note := self._compiler.note) else ""
-        return f"{shown_plan(str(prepared.plan))} on {ranks} rank{'s' if ranks > 1 else ''}{compiled}"
+        residuals = self._residuals_of(prepared)
+        parts = [
+            f"{shown_plan(str(prepared.plan))} on {ranks} rank{'s' if ranks > 1 else ''}",
+            prepared.left_out,
+            *(residuals.lines if residuals else ()),
+            self._compiler.note,
+        ]
+        return ", ".join(filter(None, parts))
+
+    def _compression(self, prepared: PreparedJob) -> list[str]:
+        """What compression did for a job so far, or why it does not compress. Waits for the device."""
+        residuals = self._residuals_of(prepared)
+        if residuals is None:
+            return [prepared.left_out] if prepared.left_out else []
+        residuals.look()
+        return residuals.summary
 
     def _clock_without_compilations(self) -> float:
         """Steps are timed as they will be from the next job on."""
         return time.perf_counter() - self._compiler.seconds
 
     def _residuals_of(self, prepared: PreparedJob) -> TrajectoryResiduals | None:
-        return TrajectoryResiduals.under(prepared.plan, self._residuals, prepared.job.job_id)
+        return self._residuals.of(prepared.plan, prepared.job.job_id)
 
     def _gate(self, prepared: PreparedJob) -> CallGate:
         residuals = self._residuals_of(prepared)

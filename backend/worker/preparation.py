@@ -10,7 +10,7 @@ from ..errors import BadRequest, RemoteProtocolError, WrongFamily
 from ..models.lora.variants import NONE, Lora
 from ..models.registry import ResidentModel
 from ..parallel.codecs import codec_of
-from ..parallel.plan import Plan, choose_plan
+from ..parallel.plan import AUTO, COMPRESSIONS, Plan, choose_plan, compressed, split_compression
 from ..wire.messages import Evaluate, ModelRef, Prepare, Repeat, Sample
 from ..wire.tensors import TensorSpec, WireTensor
 from .evaluate import Trajectories
@@ -32,6 +32,8 @@ class PreparedJob:
     plan: Plan
     variant: str = NONE
     """Key of its LoRA set."""
+    left_out: str = ""
+    """Why what was asked for is not done, for the node; empty where all of it is."""
 
     def next_turn(self, message: Repeat, frames: Mapping[str, WireTensor]) -> PreparedJob:
         """The same Evaluate with other bytes (``frames``, on rank 0 only).
@@ -87,7 +89,8 @@ def make_ready(
             f"Load {job.on.model} anew: it is a checkpoint of {model.family} here, not of {job.on.family}. "
             "The file may differ between this machine and the daemon's."
         )
-    plan = choose_plan(requested_plan(job.on, prepare.plan), world_size, model.num_heads, branches=len(calls))
+    requested, compression = requested_plan(job.on, prepare.plan)
+    plan = compressed(choose_plan(requested, world_size, model.num_heads, branches=len(calls)), compression)
     codec_of(plan, model.device)  # refuses what this device lacks now, before anybody enters a collective
     for call in calls:
         model.adapter.check(call)
@@ -99,6 +102,7 @@ def make_ready(
         model=model,
         plan=plan,
         variant=_variant(prepare, models, model, key, shared_folder, progress),
+        left_out=what_is_left_out(plan, compression),
     )
 
 
@@ -124,7 +128,17 @@ def _variant(
     return variant
 
 
-def requested_plan(on: ModelRef, default: str) -> Plan | None:
-    """The job's own plan, else the daemon's; None leaves it to the model (``auto``)."""
-    text = on.plan or default
-    return None if text in ("", "auto") else Plan.parse(text)
+def requested_plan(on: ModelRef, default: str) -> tuple[Plan | None, str]:
+    """The job's own plan, else the daemon's; None leaves it to the model (``auto``). And likewise the compression, which either may
+    name without a plan: empty where neither does."""
+    own, compression = split_compression(on.plan)
+    of_daemon, usual = split_compression(default)
+    text = own or of_daemon
+    return None if text in ("", AUTO) else Plan.parse(text), compression or usual
+
+
+def what_is_left_out(plan: Plan, compression: str) -> str:
+    """Why a plan that was to be compressed is not, in words for the node."""
+    if plan.exchanges or compression in ("", COMPRESSIONS[0]):
+        return ""
+    return f"{'one rank' if plan.world_size == 1 else 'one rank for each branch'}: nothing to compress"

@@ -54,6 +54,7 @@ class RankReport:
         resident: tuple[str, ...],
         compile: str,
         attention: Sequence[str],
+        compression: Sequence[str] = (),
     ) -> None:
         """This rank has left the job."""
         done = Done(
@@ -62,6 +63,7 @@ class RankReport:
             resident=resident[:64],
             compile=shortened(compile, NAME_LENGTH),
             attention=joined(attention, NAME_LENGTH),
+            compression=joined(compression, NAME_LENGTH),
         )
         self._send(done, None)
 
@@ -88,16 +90,25 @@ class JobReport:
         self._tell(Progress(job_id=self._job_id, phase="compiling", step=count, steps=of, text=text))
 
     def sampling(self, step: int, steps: int, text: str) -> None:
-        """``step`` of ``steps`` are done."""
+        """``step`` of ``steps`` are done; of a loop that runs in the client, turn ``step`` of nobody knows how many (0)."""
+        text = shortened(text, TEXT_LENGTH)
         self._tell(Progress(job_id=self._job_id, phase="sampling", step=step, steps=steps, text=text))
 
     def preview(self, step: int, x0: Tensor) -> None:
         """The denoised latent of a step."""
         self._tell(Preview(job_id=self._job_id, step=step), {"x0": x0})
 
-    def result(self, outcome: Outcome, *, step_ms: float, plan: str, exchanged_bytes: int) -> None:
+    def result(
+        self, outcome: Outcome, *, step_ms: float, plan: str, exchanged_bytes: int, compression: Sequence[str] = ()
+    ) -> None:
         """The end of a Sample."""
-        message = Result(job_id=self._job_id, step_ms=step_ms, plan=plan, exchanged_bytes=exchanged_bytes)
+        message = Result(
+            job_id=self._job_id,
+            step_ms=step_ms,
+            plan=plan,
+            exchanged_bytes=exchanged_bytes,
+            compression=joined(compression, NAME_LENGTH),
+        )
         self._tell(message, {"latent": outcome.latent, "x0": outcome.x0})
 
     def evaluated(self, turn: int, outputs: Mapping[str, Tensor]) -> None:

@@ -90,7 +90,7 @@ def read_me(heading: str, files: str, *more: str) -> Group:
 
 def loader(file: str, key: str = "model", title: str = "") -> Node:
     """Ours."""
-    return node(key, "TuttiLoadDiffusionModel", file, "default", "auto", title=title)
+    return node(key, "TuttiLoadDiffusionModel", file, "default", "auto", "off", title=title)
 
 
 def text(key: str, words: str, title: str = "Prompt") -> Node:

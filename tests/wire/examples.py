@@ -140,6 +140,7 @@ EXAMPLES: dict[str, Example] = {
             restarts=2,
             compile="blocks, 4 graphs in 12 s",
             attention="torch-cuda-cudnn; xfuser-flash-4 is off for 2 shapes: ImportError, see the rank's log (rank 1)",
+            compression="balanced: 7.6x fewer bytes, error 1.2 %, 0.4 GB of state",
         )
     ),
     "Sample": Example(SAMPLE, SAMPLE_TENSORS),
@@ -186,6 +187,7 @@ EXAMPLES: dict[str, Example] = {
             resident=("flux",),
             compile="blocks, 4 graphs in 12 s",
             attention="torch-cuda-cudnn; xfuser-flash-4 is off for 2 shapes: ImportError, see the rank's log",
+            compression="balanced: 7.6x fewer bytes, error 1.2 %, 0.4 GB of state",
         )
     ),
     "Store": Example(m.Store(request=6, digest=DIGEST, size_bytes=1 << 30, offset=3), {"bytes": tensor("U8", 5)}),

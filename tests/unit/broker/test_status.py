@@ -22,6 +22,17 @@ def after_a_job(*attentions: str) -> Rig:
     return rig
 
 
+def after_a_compressed_job(*compressions: str) -> Rig:
+    """A group whose ranks left a job saying this about its exchange."""
+    rig = after_a_job(*[""] * len(compressions))
+    rig.submit(A, 2)
+    rig.prepared()
+    rig.result(2)
+    for rank, compression in enumerate(compressions):
+        rig.rank(rank, Done(sequence=2, memory_bytes=1, resident=(MODEL,), compression=compression))
+    return rig
+
+
 def asked(rig: Rig) -> Status:
     """As a client reads it."""
     read = decode(encode(status(rig.broker.core, 1, 1.0), {})).message
@@ -63,3 +74,25 @@ def test_a_group_that_is_started_again_has_had_no_attention_yet() -> None:
     rig = after_a_job("cudnn", "cudnn")
     rig.group_lost()
     assert asked(rig).attention == ""
+    assert asked(after_a_compressed_job(FIGURES, FIGURES)).compression == FIGURES
+    rig = after_a_compressed_job(FIGURES, FIGURES)
+    rig.group_lost()
+    assert asked(rig).compression == ""
+
+
+FIGURES = "balanced: 7.6x fewer bytes, error 1.2 %, 0.4 GB of state"
+TROUBLED = f"{FIGURES}; a key frame was repeated"
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (("", ""), ""),
+        ((FIGURES, FIGURES.replace("1.2", "1.3")), FIGURES),  # rank 0 speaks for all: their figures hardly differ
+        ((FIGURES, TROUBLED), f"{TROUBLED} (rank 1)"),
+        ((TROUBLED, TROUBLED), TROUBLED),
+        (("one rank: nothing to compress",), "one rank: nothing to compress"),
+    ],
+)
+def test_compression_is_told_once_and_trouble_before_figures(said: tuple[str, ...], expected: str) -> None:
+    assert asked(after_a_compressed_job(*said)).compression == expected

@@ -54,6 +54,17 @@ def test_a_plan_that_fits_is_written_out_in_full_and_auto_stays() -> None:
     assert check_plan("auto", 7) == "auto"
 
 
+@pytest.mark.parametrize("text", ["compression=balanced", "auto,compression=balanced"])
+def test_a_daemon_may_be_started_with_a_compression_and_choose_the_degrees(text: str) -> None:
+    assert check_plan(text, 2) == "auto,compression=balanced"
+    assert check_plan("auto,compression=off", 2) == "auto"
+    assert check_plan("ulysses=2,compression=fast", 2) == "cfg=1,ring=1,ulysses=2,compression=fast"
+    with pytest.raises(BadPlan, match="no exchange to compress"):
+        check_plan("ulysses=1,compression=fast", 1)
+    with pytest.raises(BadPlan):
+        check_plan("", 2)
+
+
 def test_a_plan_for_another_number_of_ranks_names_what_fits() -> None:
     with pytest.raises(
         CommandError,

@@ -41,3 +41,11 @@ def test_people_and_programs_are_told_what_attentions_run_on() -> None:
     assert f"  attention  {told}" in as_text(up, CONNECTION).splitlines()
     assert json.loads(as_json(up, CONNECTION))["attention"] == told
     assert "  attention  -" in as_text(status(), CONNECTION).splitlines(), "before the first"
+
+
+def test_people_and_programs_are_told_what_compression_brought() -> None:
+    told = "balanced: 7.6x fewer bytes, error 1.2 %, 0.4 GB of state"
+    up = status(compression=told)
+    assert f"  compress   {told}" in as_text(up, CONNECTION).splitlines()
+    assert json.loads(as_json(up, CONNECTION))["compression"] == told
+    assert "  compress   -" in as_text(status(), CONNECTION).splitlines(), "where it is off"

@@ -7,7 +7,15 @@ import sys
 
 import pytest
 from tutti.backend.errors import BadPlan
-from tutti.backend.parallel.plan import Plan, choose_plan, factor_plans, legal_plans
+from tutti.backend.parallel.plan import (
+    COMPRESSIONS,
+    Plan,
+    choose_plan,
+    compressed,
+    factor_plans,
+    legal_plans,
+    split_compression,
+)
 
 
 def test_a_plan_reads_back_what_it_prints() -> None:
@@ -127,8 +135,53 @@ def test_schedule_and_codec_are_part_of_a_plan_and_not_of_its_split() -> None:
         ("ulysses=2,codec=zip", "codec of raw"),
         ("ulysses=2,schedule=tokenring", "there is no ring"),
         ("ring=2,codec=fp8", "no all-to-all"),
+        ("ulysses=2,compression=zip", "compression of off"),
+        ("compression=balanced", "no exchange to compress"),
+        ("cfg=2,compression=small", "no exchange to compress"),
+        ("ulysses=2,codec=fp8,compression=fast", "each is an exchange of its own"),
+        ("ring=2,schedule=tokenring,compression=fast", "no keys and values go from hop to hop"),
     ],
 )
-def test_a_schedule_or_codec_without_anything_to_do_is_refused(text: str, why: str) -> None:
+def test_a_schedule_codec_or_compression_without_anything_to_do_is_refused(text: str, why: str) -> None:
     with pytest.raises(BadPlan, match=why):
         Plan.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "rest", "compression"),
+    [
+        ("", "", ""),
+        ("auto", "auto", ""),
+        ("compression=balanced", "", "balanced"),
+        ("auto,compression=small", "auto", "small"),
+        (" ulysses = 2 , compression = fast , schedule=ring", " ulysses = 2 , schedule=ring".strip(), "fast"),
+        ("ulysses=2,compression=off", "ulysses=2", "off"),
+    ],
+)
+def test_a_compression_is_read_with_or_without_degrees(text: str, rest: str, compression: str) -> None:
+    assert split_compression(text) == (rest, compression)
+
+
+@pytest.mark.parametrize("text", ["compression=zip", "compression=", "compression", "compression=off,compression=off"])
+def test_a_compression_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(BadPlan, match="compression"):
+        split_compression(text)
+
+
+@pytest.mark.parametrize("compression", ["", *COMPRESSIONS])
+def test_a_compression_is_put_on_a_plan_that_exchanges_something_and_left_off_any_other(compression: str) -> None:
+    for plan in (Plan(ulysses=2), Plan(ring=2), Plan(cfg=2, ring=2, ulysses=2)):
+        assert plan.exchanges
+        assert compressed(plan, compression).compression == (compression or "off")
+        assert compressed(plan, compression).split == plan
+    for plan in (Plan(), Plan(cfg=2)):
+        assert not plan.exchanges
+        assert compressed(plan, compression) == plan
+
+
+def test_a_plan_whose_own_codec_forbids_the_compression_is_refused_rather_than_changed() -> None:
+    with pytest.raises(BadPlan, match="each is an exchange of its own"):
+        compressed(Plan(ulysses=2, codec="fp8"), "balanced")
+    named = Plan(ulysses=2, compression="small")
+    assert compressed(named, "") == named
+    assert compressed(named, "off").exact

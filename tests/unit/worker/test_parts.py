@@ -118,15 +118,15 @@ def test_what_a_rank_says_of_itself_is_cut_so_that_it_shows(length: int) -> None
     sent: list[Message] = []
     texts = ["a" * length, "b" * length]
     RankReport(lambda message, tensors: sent.append(message)).done(
-        1, memory_bytes=0, resident=(), compile=texts[0], attention=texts
+        1, memory_bytes=0, resident=(), compile=texts[0], attention=texts, compression=texts
     )
     (done,) = sent
     assert isinstance(done, Done)
     encode(done)
     if length <= NAME_LENGTH // 2:
-        assert (done.compile, done.attention) == (texts[0], "; ".join(texts))
+        assert (done.compile, done.attention, done.compression) == (texts[0], "; ".join(texts), "; ".join(texts))
     else:
-        assert done.compile == done.attention == "a" * (NAME_LENGTH - 2) + " …"
+        assert done.compile == done.attention == done.compression == "a" * (NAME_LENGTH - 2) + " …"
 
 
 def test_every_rank_tells_that_it_loads() -> None:
