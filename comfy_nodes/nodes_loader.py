@@ -12,7 +12,7 @@ from . import compat, host
 CATEGORY: Final = "Tutti"
 DTYPES: Final = ("default", "bf16", "fp16", "fp32")
 AUTO: Final = "auto"
-COMPRESSIONS: Final = ("off", "fast", "balanced", "small")
+COMPRESSIONS: Final = ("off", "auto", "fast", "balanced", "small")
 """Those of a plan. ``off`` says nothing of it, so that the daemon's own setting counts, which is off too unless it was started with one."""
 COMPRESSION_TOOLTIP: Final = (
     "Sends fewer bytes between the ranks: differences to the call before, in a few bits. For slow links. The picture is then approximate, "

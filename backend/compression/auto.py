@@ -81,24 +81,33 @@ class AutoPolicy:
         self._compressed_us: list[int] = []
         self._timed: list[int] | None = None
         """Where the duration of the call before goes."""
+        self.says = ""
+        """Why the last call was not compressed, for people; empty where it was."""
 
     def next(self, kind: Hashable, told: Told) -> Preset | None:
         """How the next call, of this kind, is encoded; ``None``: not at all."""
         if self._timed is not None:
             self._timed.append(told.call_us)
+        self._timed = None
         residual = codec_within(self._budget, current=self._preset.residual, error=told.error)
         self._preset = replace(self._preset, residual=residual)
-        pays = self._verdicts.of(kind)
-        self._timed = None
-        if pays is not None:
-            return self._preset if pays else None
+        if self._verdicts.of(kind) is None:
+            self._try(kind)
+        if self._timed is self._plain_us:
+            self.says = "not compressed yet: calls are timed without it first"
+        elif self._verdicts.of(kind) is False:
+            self.says = "not compressed: calls are faster without it"
+        else:
+            self.says = ""
+        return None if self.says else self._preset
+
+    def _try(self, kind: Hashable) -> None:
+        """Time one more call, or come to a verdict."""
         if len(self._plain_us) < WARM + TIMED:
             self._timed = self._plain_us
-            return None
-        # A key frame, which is one more thing that is done for the first time, and then differences.
-        if len(self._compressed_us) < 1 + WARM + TIMED:
+        elif len(self._compressed_us) < 1 + WARM + TIMED:
+            # A key frame, which is one more thing that is done for the first time, and then differences.
             self._timed = self._compressed_us
-            return self._preset
-        pays = min(self._compressed_us[1 + WARM :]) <= WORTH * min(self._plain_us[WARM:])
-        self._verdicts.keep(kind, pays=pays)
-        return self._preset if pays else None
+        else:
+            pays = min(self._compressed_us[1 + WARM :]) <= WORTH * min(self._plain_us[WARM:])
+            self._verdicts.keep(kind, pays=pays)

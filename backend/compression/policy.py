@@ -12,6 +12,10 @@ from .codecs import CODECS, Codec
 from .state import StateForm
 
 OFF: Final = "off"
+AUTO: Final = "auto"
+"""See :mod:`.auto`."""
+AUTO_BEGINS: Final = "balanced"
+"""The preset that ``auto`` begins with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

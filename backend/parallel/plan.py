@@ -16,7 +16,7 @@ SCHEDULES = ("ring", "prefetch-2", "allgather", "bidirectional", "tokenring")
 """The orders in which ring ranks can meet one another's keys, all exact; the first is the default. See :mod:`.schedules`."""
 CODECS = ("raw", "fp8", "int8", "fp8-all", "int8-all")
 """What the Ulysses all-to-all can carry; all but ``raw`` are approximate. See :mod:`.codecs`."""
-COMPRESSIONS = ("off", "fast", "balanced", "small")
+COMPRESSIONS = ("off", "auto", "fast", "balanced", "small")
 """Presets of compressed exchange; all but ``off`` are approximate. See :mod:`tutti.backend.compression.policy`."""
 COMPRESSED_SCHEDULES = ("ring", "prefetch-2", "bidirectional")
 """Schedules in which keys and values travel by hops: those whose differences can be sent."""

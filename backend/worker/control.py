@@ -18,11 +18,14 @@ from ..errors import ERRORS_BY_CODE, Draining, InternalError, JobCancelled, Tutt
 
 PROTOCOL: Final = 1
 WORDS: Final = 16
-"""Length of the vector. Words 5 to 7 belong to residual codecs and are zero without them, as are the spare ones behind word 8."""
+"""Length of the vector. Words 5 to 7, 9 and 10 belong to residual codecs and are zero without them, as are the spare ones behind."""
 _WANTS_KEY_WORD: Final = 5
 _EVICTIONS_WORD: Final = 6
 _STATE_BYTES_WORD: Final = 7
 _SENT_BYTES_WORD: Final = 8
+_CALL_US_WORD: Final = 9
+_ERROR_PPM_WORD: Final = 10
+_FIRST_SPARE_WORD: Final = 11
 
 _ERROR_CODES: Final = tuple(sorted(ERRORS_BY_CODE))
 """The same list on every rank, which all run the same release: an error travels as its place in it, counted from 1."""
@@ -59,6 +62,10 @@ class ResidualNews:
     """Trajectories dropped for want of room so far; the same on every rank."""
     state_bytes: int = 0
     """What the running trajectory's states take; of all ranks, the most."""
+    call_us: int = 0
+    """How long its last call took, in microseconds; of all ranks, the longest. 0: none ran."""
+    error_ppm: int = 0
+    """What encoding lost in it, in millionths; of all ranks, the most. 0: it was not measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +91,8 @@ class Row:
         words[_EVICTIONS_WORD] = self.residuals.evictions
         words[_STATE_BYTES_WORD] = self.residuals.state_bytes
         words[_SENT_BYTES_WORD] = self.sent_bytes
+        words[_CALL_US_WORD] = self.residuals.call_us
+        words[_ERROR_PPM_WORD] = self.residuals.error_ppm
         return words
 
 
@@ -126,12 +135,15 @@ def _residuals(rows: Sequence[Sequence[int]]) -> ResidualNews:
     evictions = {row[_EVICTIONS_WORD] for row in rows}
     if len(evictions) > 1:
         raise OutOfStep(f"the ranks have dropped residual state {sorted(evictions)} times")
-    if not {row[_WANTS_KEY_WORD] for row in rows} <= {0, 1} or min(row[_STATE_BYTES_WORD] for row in rows) < 0:
+    sizes = [row[word] for row in rows for word in (_STATE_BYTES_WORD, _CALL_US_WORD, _ERROR_PPM_WORD)]
+    if not {row[_WANTS_KEY_WORD] for row in rows} <= {0, 1} or min(sizes) < 0:
         raise OutOfStep("a rank's words about residual state make no sense")
     return ResidualNews(
         wants_key=any(row[_WANTS_KEY_WORD] for row in rows),
         evictions=evictions.pop(),
         state_bytes=max(row[_STATE_BYTES_WORD] for row in rows),
+        call_us=max(row[_CALL_US_WORD] for row in rows),
+        error_ppm=max(row[_ERROR_PPM_WORD] for row in rows),
     )
 
 
@@ -144,7 +156,7 @@ def _check_same_place(rows: Sequence[Sequence[int]], counts: bool) -> None:
                 f"rank {rank} is at call {row[2]} of job {row[1]}, rank 0 at call {rows[0][2]} of job {rows[0][1]}"
             )
         sent_bytes = row[_SENT_BYTES_WORD]
-        spare = (*row[_SENT_BYTES_WORD + 1 :], 0 if counts else sent_bytes)
+        spare = (*row[_FIRST_SPARE_WORD:], 0 if counts else sent_bytes)
         if any(spare) or sent_bytes < 0:
             raise OutOfStep(f"rank {rank} uses spare words of the control vector")
 

@@ -102,7 +102,9 @@ class GatedNetwork:
             x = torch.cat((x, conditioning[CONCAT]), dim=1)
             inputs = {name: tensor for name, tensor in conditioning.items() if name != CONCAT}
         self._gate.enter()
-        residuals = None if self._residuals is None else self._residuals.of_call(branch, self._gate.residuals)
+        residuals = (
+            None if self._residuals is None else self._residuals.of_call(branch, self._gate.residuals, tuple(x.shape))
+        )
         velocity = self._model.adapter.velocity(x, timestep, inputs, options, residuals)
         self._when_launched()
         return velocity.float()

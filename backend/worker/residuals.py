@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Hashable, Iterable
+from dataclasses import replace
 from typing import Final
 
 import psutil
 import torch
 
-from ..compression.policy import PRESETS
+from ..compression.auto import AutoPolicy, Told, Verdicts
+from ..compression.policy import AUTO, AUTO_BEGINS, PRESETS, Preset
 from ..compression.store import ResidualCall, ResidualStore
 from ..parallel.group import CONTROL_WORDS, WorkerGroup
 from ..parallel.plan import COMPRESSIONS, Plan
@@ -32,11 +35,17 @@ def open_store(group: WorkerGroup) -> ResidualStore:
 class TrajectoryResiduals:
     """What is kept of one trajectory's exchange from call to call."""
 
-    def __init__(self, store: ResidualStore, trajectory: str, preset: str) -> None:
+    def __init__(self, store: ResidualStore, verdicts: Verdicts, trajectory: str, compression: str) -> None:
+        """``compression``: a preset's name, or ``auto``."""
         self._store = store
         self._trajectory = trajectory
-        self._preset = PRESETS[preset]
+        self._auto = AutoPolicy(PRESETS[AUTO_BEGINS], verdicts) if compression == AUTO else None
+        self._preset: Preset | None = None if self._auto else PRESETS[compression]
+        """Of the running call, or the last one; ``None``: it was not compressed."""
         self._wants_key = False
+        self._began_s: float | None = None
+        self._told = ResidualNews()
+        self.compression = compression
         self.savings = Savings()
 
     @property
@@ -45,25 +54,23 @@ class TrajectoryResiduals:
         return ""
 
     @property
-    def preset(self) -> str:
-        """Its name."""
-        return self._preset.name
-
-    @property
     def lines(self) -> list[str]:
         """What a running job's node is told."""
-        return [line for line in (self.savings.line, self.note) if line]
+        return [line for line in (self.savings.line, self._auto.says if self._auto else "", self.note) if line]
 
     @property
     def summary(self) -> list[str]:
         """What is told at the end, by this rank: the figures, and what went wrong."""
         figures = self.savings.summary(self._store.bytes_of(self._trajectory))
-        return [f"{self.preset}: {figures}", *filter(None, [self.note])]
+        return [f"{self.compression}: {figures}", *filter(None, [self.note])]
 
     def look(self) -> None:
         """Take in what happened since the last look. Asked before a call and after the last one, so that a trajectory never
         answers for another's transfers. Waits for the device."""
         seen = self._store.watch.look()
+        if self._began_s is not None:
+            call_us = max(1, round(1e6 * (time.perf_counter() - self._began_s)))
+            self._told, self._began_s = ResidualNews(call_us=call_us, error_ppm=round(1e6 * seen.error)), None
         self._wants_key |= bool(seen.mismatches or seen.broken)
         self.savings.add(seen)
 
@@ -71,14 +78,25 @@ class TrajectoryResiduals:
         """What this rank tells the others before a call. Waits for the device."""
         self.look()
         wants_key, self._wants_key = self._wants_key, False
-        return ResidualNews(
+        told, self._told = self._told, ResidualNews()
+        return replace(
+            told,
             wants_key=wants_key,
             evictions=self._store.evictions,
             state_bytes=self._store.bytes_of(self._trajectory),
         )
 
-    def of_call(self, branch: Hashable, agreed: ResidualNews) -> ResidualCall | None:
-        """The residual side of a call, in the light of what all ranks said before it; ``None`` where there is no room for it."""
+    def of_call(self, branch: Hashable, agreed: ResidualNews, kind: Hashable) -> ResidualCall | None:
+        """The residual side of a call, in the light of what all ranks said before it; ``None`` where values are to travel.
+
+        ``kind``: of the call, for ``auto``, which times some calls of a kind before it decides.
+        """
+        if self._auto is not None:
+            told = Told(call_us=agreed.call_us, error=agreed.error_ppm / 1e6)
+            self._preset = self._auto.next(kind, told)
+        self._began_s = time.perf_counter()
+        if self._preset is None:
+            return None
         return self._store.begin_call(
             self._trajectory, branch, self._preset, largest_bytes=agreed.state_bytes, is_key=agreed.wants_key
         )
@@ -89,6 +107,7 @@ class Residuals:
 
     def __init__(self, store: ResidualStore) -> None:
         self._store = store
+        self._verdicts = Verdicts()
         self._open: dict[str, TrajectoryResiduals] = {}
 
     def of(self, plan: Plan, trajectory: str) -> TrajectoryResiduals | None:
@@ -96,8 +115,10 @@ class Residuals:
         if plan.compression == COMPRESSIONS[0]:
             return None
         known = self._open.get(trajectory)
-        if known is None or known.preset != plan.compression:
-            known = self._open[trajectory] = TrajectoryResiduals(self._store, trajectory, plan.compression)
+        if known is None or known.compression != plan.compression:
+            known = self._open[trajectory] = TrajectoryResiduals(
+                self._store, self._verdicts, trajectory, plan.compression
+            )
         return known
 
     def forget(self, trajectories: Iterable[str]) -> None:

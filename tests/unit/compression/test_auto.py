@@ -29,6 +29,8 @@ def test_it_compresses_where_a_timed_call_is_faster_by_enough(compressed_us: int
     plain = WARM + TIMED
     assert chosen == [False] * plain + [True] * (plain + 1) + [pays] * 4
     assert verdicts.of("kind") is pays
+    knows = AutoPolicy(PRESET, verdicts)
+    assert (knows.next("kind", Told()) is None) == (knows.says == "not compressed: calls are faster without it")
     assert durations(AutoPolicy(PRESET, verdicts), 1000, compressed_us, 3) == [pays] * 3, "the next trajectory knows"
 
 

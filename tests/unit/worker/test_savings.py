@@ -51,7 +51,7 @@ def call(residuals: Residuals, trajectory: str) -> ResidualCall:
     """A model call of a trajectory, up to where its tensors travel."""
     side = residuals.of(BALANCED, trajectory)
     assert side is not None
-    found = side.of_call("positive", side.news())
+    found = side.of_call("positive", side.news(), "kind")
     assert found is not None
     return found
 
@@ -99,7 +99,7 @@ def test_a_trajectory_is_known_until_it_is_forgotten_and_under_one_preset() -> N
     assert known is residuals.of(BALANCED, "a")
     other = residuals.of(Plan(ulysses=2, compression="fast"), "a")
     assert other is not None
-    assert other.preset == "fast"
+    assert other.compression == "fast"
     residuals.forget(["a", "never seen"])
     assert residuals.of(BALANCED, "a") is not known
     assert isinstance(other.news(), ResidualNews)
