@@ -88,11 +88,9 @@ class AutoPolicy:
         """How the next call, of this kind, is encoded; ``None``: not at all."""
         if self._timed is not None:
             self._timed.append(told.call_us)
-        self._timed = None
         residual = codec_within(self._budget, current=self._preset.residual, error=told.error)
         self._preset = replace(self._preset, residual=residual)
-        if self._verdicts.of(kind) is None:
-            self._try(kind)
+        self._timed = self._trial(kind) if self._verdicts.of(kind) is None else None
         if self._timed is self._plain_us:
             self.says = "not compressed yet: calls are timed without it first"
         elif self._verdicts.of(kind) is False:
@@ -101,13 +99,13 @@ class AutoPolicy:
             self.says = ""
         return None if self.says else self._preset
 
-    def _try(self, kind: Hashable) -> None:
-        """Time one more call, or come to a verdict."""
+    def _trial(self, kind: Hashable) -> list[int] | None:
+        """Where the time of the next call goes; ``None`` where enough were timed, and there is a verdict."""
         if len(self._plain_us) < WARM + TIMED:
-            self._timed = self._plain_us
-        elif len(self._compressed_us) < 1 + WARM + TIMED:
-            # A key frame, which is one more thing that is done for the first time, and then differences.
-            self._timed = self._compressed_us
-        else:
-            pays = min(self._compressed_us[1 + WARM :]) <= WORTH * min(self._plain_us[WARM:])
-            self._verdicts.keep(kind, pays=pays)
+            return self._plain_us
+        # A key frame, which is one more thing that is done for the first time, and then differences.
+        if len(self._compressed_us) < 1 + WARM + TIMED:
+            return self._compressed_us
+        pays = min(self._compressed_us[1 + WARM :]) <= WORTH * min(self._plain_us[WARM:])
+        self._verdicts.keep(kind, pays=pays)
+        return None
