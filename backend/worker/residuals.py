@@ -31,27 +31,41 @@ def open_store(group: WorkerGroup) -> ResidualStore:
 class TrajectoryResiduals:
     """What is kept of one trajectory's exchange from call to call."""
 
-    def __init__(self, store: ResidualStore, trajectory: str, preset: str) -> None:
+    def __init__(self, store: ResidualStore, trajectory: str, plan: Plan) -> None:
+        """``plan``: one that compresses."""
         self._store = store
         self._trajectory = trajectory
-        self._preset = PRESETS[preset]
+        self._preset = PRESETS[plan.compression]
+        # Turns of an Evaluate may have other degrees each. What ranks knew of one another in one split says nothing in another.
+        self._split = plan.split
 
     @classmethod
     def under(cls, plan: Plan, store: ResidualStore, trajectory: str) -> TrajectoryResiduals | None:
         """As the plan wants it; ``None`` where values travel."""
-        return None if plan.compression == COMPRESSIONS[0] else cls(store, trajectory, plan.compression)
+        return None if plan.compression == COMPRESSIONS[0] else cls(store, trajectory, plan)
+
+    @property
+    def note(self) -> str:
+        """Why the trajectory is not compressed any more, for its node; empty while it is. The same on all ranks."""
+        return self._store.note_of(self._trajectory)
 
     def news(self) -> ResidualNews:
         """What this rank tells the others before a call. Waits for the device."""
-        seen = self._store.watch.look()
+        seen = self._store.look(self._trajectory)
         return ResidualNews(
             wants_key=bool(seen.mismatches or seen.broken),
+            is_broken=bool(seen.broken),
             evictions=self._store.evictions,
-            state_bytes=self._store.bytes_of(self._trajectory),
+            state_bytes=self._store.last_bytes,
         )
 
     def of_call(self, branch: Hashable, agreed: ResidualNews) -> ResidualCall | None:
-        """The residual side of a call, in the light of what all ranks said before it; ``None`` where there is no room for it."""
+        """The residual side of a call, in the light of what all ranks said before it; ``None`` where there is none any more."""
         return self._store.begin_call(
-            self._trajectory, branch, self._preset, largest_bytes=agreed.state_bytes, is_key=agreed.wants_key
+            self._trajectory,
+            (self._split, branch),
+            self._preset,
+            largest_bytes=agreed.state_bytes,
+            is_key=agreed.wants_key,
+            is_broken=agreed.is_broken,
         )

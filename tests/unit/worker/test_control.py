@@ -76,7 +76,7 @@ def test_different_errors_end_the_group() -> None:
 
 @pytest.mark.parametrize(
     ("word", "value"),
-    [(0, PROTOCOL + 1), (4, 10_000), (4, -1), (3, 9), (5, 2), (7, -1), (8, 1), (8, -1), (9, 1), (15, 1)],
+    [(0, PROTOCOL + 1), (4, 10_000), (4, -1), (3, 9), (5, 3), (5, -1), (7, -1), (8, 1), (8, -1), (9, 1), (15, 1)],
 )
 def test_words_that_no_rank_of_this_release_writes_end_the_group(word: int, value: int) -> None:
     strange = rows(row(), row())
