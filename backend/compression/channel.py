@@ -48,13 +48,16 @@ class Watch:
         self._payload_bytes += payload_bytes
 
     def lost(self, x_NC: Tensor, value_NC: Tensor) -> None:
-        """What one matrix decodes to, beside what it was."""
-        self._lost += (x_NC.float() - value_NC.float()).square().sum()
-        self._whole += x_NC.float().square().sum()
+        """What one matrix decodes to, beside what it was. One that is not finite is not measured: it is seen to be broken."""
+        lost, whole = (x_NC.float() - value_NC.float()).square().sum(), x_NC.float().square().sum()
+        is_good = (lost + whole).isfinite()
+        self._lost += torch.where(is_good, lost, 0.0)
+        self._whole += torch.where(is_good, whole, 0.0)
 
-    def saw(self, *, is_mismatch: Tensor, is_broken: Tensor) -> None:
-        """Bools of no dimension, on the device."""
-        self._mismatches += is_mismatch
+    def saw(self, *, is_mismatch: Tensor | None = None, is_broken: Tensor) -> None:
+        """Bools of no dimension, on the device. Whoever made a payload has nothing that it could not match."""
+        if is_mismatch is not None:
+            self._mismatches += is_mismatch
         self._broken += is_broken
 
     def look(self) -> Sightings:
@@ -77,16 +80,21 @@ class Watch:
 class Sightings:
     """Of the payloads of a call."""
 
-    mismatches: int
+    mismatches: int = 0
     """Met other bases than those they were made for."""
-    broken: int
-    """Held numbers that were not finite."""
-    raw_bytes: int
+    broken: int = 0
+    """Held numbers that were not finite; counted where they were made, and by everyone who got them."""
+    raw_bytes: int = 0
     """Of the tensors that this rank encoded."""
-    payload_bytes: int
+    payload_bytes: int = 0
     """Of their payloads."""
-    error: float
+    error: float = 0.0
     """Root mean square of what encoding lost, as a share of that of what was measured: one matrix in :data:`MEASURED_ONE_OF` transfers."""
+
+
+def bytes_of(shapes: Sequence[MatrixShape], dtype: torch.dtype, form: StateForm) -> int:
+    """Memory of one end of a channel."""
+    return sum(form.bytes_of(shape, dtype) for shape in shapes)
 
 
 def payload_bytes(codec: Codec, shapes: Sequence[MatrixShape], dtype: torch.dtype) -> int:
@@ -102,12 +110,20 @@ class Channel:
     """One end of a channel; the sender has one too, and works with what it decodes."""
 
     def __init__(
-        self, shapes: Sequence[MatrixShape], dtype: torch.dtype, device: torch.device, form: StateForm, watch: Watch
+        self,
+        shapes: Sequence[MatrixShape],
+        dtype: torch.dtype,
+        device: torch.device,
+        form: StateForm,
+        watch: Watch,
+        *,
+        keeps: bool = True,
     ) -> None:
+        """``keeps``: see :class:`.state.ResidualState`."""
         self.shapes = tuple(shapes)
-        self.states = [ResidualState(shape, dtype, device, form) for shape in shapes]
-        self.bytes = sum(form.bytes_of(shape, dtype) for shape in shapes)
-        """What the states take when they are filled."""
+        self.states = [ResidualState(shape, dtype, device, form, keeps=keeps) for shape in shapes]
+        self.bytes = bytes_of(shapes, dtype, form)
+        """What the states take when they are filled, or would take."""
         self.dtype = dtype
         self._device = device
         self._watch = watch
@@ -126,10 +142,13 @@ class Channel:
         payload = torch.empty(size, dtype=torch.uint8, device=self._device)
         payload[:HEADER_BYTES].view(torch.int64).copy_(self._header(codec))
         self._watch.sent(raw_bytes=sum(x.nbytes for x in tensors), payload_bytes=size)
+        sections = self._sections(payload, codec)
         values = [
             codec.encode(x_NC, state, section)
-            for x_NC, state, section in zip(tensors, self.states, self._sections(payload, codec), strict=True)
+            for x_NC, state, section in zip(tensors, self.states, sections, strict=True)
         ]
+        # Here too: what a rank keeps for itself nobody else decodes.
+        self._watch.saw(is_broken=self._is_broken(sections, codec))
         if self._transfers % MEASURED_ONE_OF == self._turn:
             self._watch.lost(tensors[0], values[0])
         return payload, values
@@ -137,11 +156,9 @@ class Channel:
     def decode(self, payload: Tensor, codec: Codec) -> list[Tensor]:
         """The values ``[N, C]``, which are valid until the next transfer."""
         is_mismatch = (payload[:HEADER_BYTES].view(torch.int64) != self._header(codec)).any()
-        values, is_broken = [], torch.zeros_like(is_mismatch)
-        for state, section in zip(self.states, self._sections(payload, codec), strict=True):
-            values.append(codec.decode_into(section, state))
-            is_broken = is_broken | codec.is_broken(section, state.shape)
-        self._watch.saw(is_mismatch=is_mismatch, is_broken=is_broken)
+        sections = self._sections(payload, codec)
+        values = [codec.decode_into(section, state) for state, section in zip(self.states, sections, strict=True)]
+        self._watch.saw(is_mismatch=is_mismatch, is_broken=self._is_broken(sections, codec))
         return values
 
     def hash(self) -> Tensor:
@@ -151,8 +168,13 @@ class Channel:
     def _header(self, codec: Codec) -> Tensor:
         """Counts this transfer."""
         self._transfers += 1
-        number = torch.tensor(self._transfers, device=self._device)
+        number = torch.full((), self._transfers, device=self._device)  # a fill, where a copy from the host would wait
         return torch.stack((number, torch.zeros_like(number) if codec.is_key else self.hash()))
+
+    def _is_broken(self, sections: Sequence[Tensor], codec: Codec) -> Tensor:
+        return torch.stack(
+            [codec.is_broken(section, shape, self.dtype) for section, shape in zip(sections, self.shapes, strict=True)]
+        ).any()
 
     def _sections(self, payload: Tensor, codec: Codec) -> list[Tensor]:
         start, sections = HEADER_BYTES, []

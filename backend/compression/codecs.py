@@ -56,13 +56,13 @@ class Codec(Protocol):
             ValueError: a residual of an empty state.
         """
 
-    def is_broken(self, payload: Tensor, shape: MatrixShape) -> Tensor:
+    def is_broken(self, payload: Tensor, shape: MatrixShape, dtype: torch.dtype) -> Tensor:
         """Whether it says that numbers were not finite, and that a key frame is due: a bool of no dimension, on the payload's device."""
 
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """The numbers as they are: a key frame that loses nothing."""
+    """The numbers as they are: a key frame that loses nothing. NaN and infinities travel too, and are said to be there: no residual refers to them."""
 
     name: str = "raw"
     is_key: bool = True
@@ -81,8 +81,8 @@ class Raw:
             value.view(-1).view(torch.uint8).copy_(payload)
         return value
 
-    def is_broken(self, payload: Tensor, shape: MatrixShape) -> Tensor:
-        return torch.zeros((), dtype=torch.bool, device=payload.device)
+    def is_broken(self, payload: Tensor, shape: MatrixShape, dtype: torch.dtype) -> Tensor:
+        return payload.view(dtype).isfinite().all().logical_not()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class Rows:
             residual_rows.decode(self._rows(payload, shape), heads, self.form, is_key=self.is_key)
         return value
 
-    def is_broken(self, payload: Tensor, shape: MatrixShape) -> Tensor:
+    def is_broken(self, payload: Tensor, shape: MatrixShape, dtype: torch.dtype) -> Tensor:
         return residual_rows.has_broken_rows(self._rows(payload, shape))
 
     def _rows(self, payload: Tensor, shape: MatrixShape) -> Tensor:
@@ -153,7 +153,7 @@ class Levels:
         self._keep_scales(state, u.clone(), v.clone())  # the payload's memory is the transport's
         return value
 
-    def is_broken(self, payload: Tensor, shape: MatrixShape) -> Tensor:
+    def is_broken(self, payload: Tensor, shape: MatrixShape, dtype: torch.dtype) -> Tensor:
         return residual_levels.has_broken_rows(self._sections(payload, shape)[1])
 
     def _sections(self, payload: Tensor, shape: MatrixShape) -> tuple[Tensor, Tensor, Tensor]:
@@ -191,7 +191,7 @@ class LowRank:
         state.scales = None
         return value
 
-    def is_broken(self, payload: Tensor, shape: MatrixShape) -> Tensor:
+    def is_broken(self, payload: Tensor, shape: MatrixShape, dtype: torch.dtype) -> Tensor:
         return low_rank.is_broken(payload)
 
 

@@ -64,7 +64,11 @@ class StateForm:
 class ResidualState:
     """One matrix at one end. It is empty until a key frame has filled it."""
 
-    def __init__(self, shape: MatrixShape, dtype: torch.dtype, device: torch.device, form: StateForm) -> None:
+    def __init__(
+        self, shape: MatrixShape, dtype: torch.dtype, device: torch.device, form: StateForm, *, keeps: bool = True
+    ) -> None:
+        """``keeps``: whether there is room for it. Without, every key frame gives its value and leaves the state as empty as it was."""
+        self._keeps = keeps
         self.shape = shape
         self.dtype = dtype
         self.device = device
@@ -81,9 +85,9 @@ class ResidualState:
 
     @property
     def kept(self) -> list[Tensor]:
-        """What must be the same bits at both ends, for a hash of it."""
+        """What must be the same bits at both ends, for a hash of it: whatever the next value depends on."""
         base = self._small if self._small is not None else (self._base,)
-        return [tensor for tensor in (*base, self._trend) if tensor is not None]
+        return [tensor for tensor in (*base, self._trend, *(self.scales or ())) if tensor is not None]
 
     @contextmanager
     def updated(self, *, by_key_frame: bool) -> Iterator[Tensor]:
@@ -107,6 +111,9 @@ class ResidualState:
             if self._trend is not None:
                 value.add_(self._trend)
         yield value
+        if not self._keeps:
+            self._base = None
+            return
         if before is not None:
             self._trend = torch.sub(value, before, out=before).mul_(DAMPING)
         if self.form.int8_base:

@@ -1,24 +1,33 @@
 """The channels of all trajectories on one rank, within a bound of bytes.
 
 Every rank makes and drops the same channels in the same calls, by the same rule, from the same numbers: what a transfer holds is never a rank's own
-decision. So a ledger counts, for each trajectory, what the *largest* rank needs for it; the ranks tell one another before every call.
+decision. So a ledger counts, for each trajectory, what the *largest* rank needs for it; before every call the ranks tell one another what the last
+one has made of that.
 
-Whole trajectories are dropped, the one longest unused first; what is dropped begins again with a key frame. A trajectory that does not fit even alone is
-not compressed any more.
+The bound holds within a call too. A channel for which a rank has no room keeps nothing there: it is new, so its transfer is a key frame whatever else happens.
+The next ledger shows it to everybody, and what that call made is dropped everywhere. Whole trajectories make room, the one longest unused
+first; what is dropped begins again with key frames. A trajectory that does not fit even alone is not compressed any more, and neither is one that has to begin
+anew time and again.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
-from .channel import Channel, Watch
+from .channel import Channel, Sightings, Watch, bytes_of
 from .codecs import Codec
 from .policy import Preset
 from .state import MatrixShape, StateForm
+
+RESTARTS = 3
+"""A trajectory that had to begin anew in so many of its latest :data:`RESTART_CALLS` calls is not compressed any more."""
+RESTART_CALLS = 16
+"""More than one step has: it may be only one of its branches that never comes out right."""
 
 Key = Hashable
 """Of a channel within one branch: layer, tensor, origin and, where there is one, destination."""
@@ -33,29 +42,71 @@ class Kept:
     """What is kept of one trajectory."""
 
     form: StateForm
+    watch: Watch
+    """Its own: no other trajectory is to answer for what happened to this one."""
     branches: dict[Hashable, Channels] = field(default_factory=dict)
+    made_bytes: int = 0
+    """What its channels take, or would take, on this rank, together with those that were replaced in the last call."""
     largest_bytes: int = 0
-    """What the largest rank needs, as far as the ranks have told one another."""
-    is_given_up: bool = False
-    """Whether it does not fit even alone."""
+    """The same of the largest rank, as far as the ranks have told one another."""
+    calls: int = 0
+    restarts: list[int] = field(default_factory=list)
+    """The latest calls that began anew, by number."""
+    note: str = ""
+    """Why it is not compressed any more; empty while it is."""
+
+    @property
+    def bytes(self) -> int:
+        """What its channels take on this rank, or would take."""
+        return sum(channel.bytes for branch in self.branches.values() for channel in branch.values())
+
+    def take(self, room: int, channel_bytes: int) -> bool:
+        """Count a new channel; whether it fits into what this rank has room for."""
+        self.made_bytes += channel_bytes
+        return self.made_bytes <= room
+
+    def give_up(self, note: str) -> None:
+        """Compress it no more."""
+        self.note = note
+        self.branches.clear()
+        self.made_bytes = self.largest_bytes = 0
 
 
 class ResidualStore:
     """All residual state of one rank."""
 
     def __init__(self, device: torch.device, limit_bytes: int) -> None:
-        self.watch = Watch(device)
         self.limit_bytes = limit_bytes
         self.evictions = 0
         """Trajectories dropped for want of room so far: equal on all ranks, or they are out of step."""
         self._device = device
         self._kept: OrderedDict[str, Kept] = OrderedDict()
+        """The one that ran last is the last."""
+
+    @property
+    def last_bytes(self) -> int:
+        """What this rank tells the others before a call: what the trajectory that ran last, whichever it was, needs here."""
+        last = self._last
+        return 0 if last is None else last.made_bytes
+
+    @property
+    def _last(self) -> Kept | None:
+        return next(reversed(self._kept.values()), None)
 
     def bytes_of(self, trajectory: str) -> int:
         """What its states take on this rank."""
         kept = self._kept.get(trajectory)
-        channels = [] if kept is None else [c for branch in kept.branches.values() for c in branch.values()]
-        return sum(channel.bytes for channel in channels)
+        return 0 if kept is None else kept.bytes
+
+    def note_of(self, trajectory: str) -> str:
+        """Why a trajectory is not compressed any more, in words for its user; empty while it is. The same on all ranks."""
+        kept = self._kept.get(trajectory)
+        return "" if kept is None else kept.note
+
+    def look(self, trajectory: str) -> Sightings:
+        """What happened to a trajectory's payloads since the last look. Waits for the device."""
+        kept = self._kept.get(trajectory)
+        return Sightings() if kept is None else kept.watch.look()
 
     def hashes(self, trajectory: str) -> dict[Hashable, int]:
         """The hash of what each channel of a trajectory knows: the same on all ranks that have it. Waits for the device."""
@@ -65,37 +116,73 @@ class ResidualStore:
             (branch, place): int(channel.hash())
             for branch, channels in branches.items()
             for place, channel in channels.items()
+            if not channel.is_empty
         }
 
     def begin_call(
-        self, trajectory: str, branch: Hashable, preset: Preset, *, largest_bytes: int, is_key: bool = False
+        self,
+        trajectory: str,
+        branch: Hashable,
+        preset: Preset,
+        *,
+        largest_bytes: int,
+        is_key: bool = False,
+        is_broken: bool = False,
     ) -> ResidualCall | None:
-        """The residual side of a model call; ``None`` where there is no room for it: then values travel by the plan's codec.
+        """The residual side of a model call; ``None`` where there is none any more: then values travel by the plan's codec.
 
-        ``largest_bytes``: the greatest of all ranks' :meth:`bytes_of`. ``is_key``: every branch of the trajectory starts anew.
+        ``largest_bytes``: the greatest of all ranks' :attr:`last_bytes`. ``is_key``: every branch of the trajectory starts anew;
+        ``is_broken``: because of numbers that were not finite.
         """
+        last = self._last
+        if last is not None:
+            last.largest_bytes = largest_bytes
         kept = self._kept.get(trajectory)
         if kept is None or kept.form != preset.form:
-            kept = self._kept[trajectory] = Kept(preset.form)
+            kept = self._kept[trajectory] = Kept(preset.form, Watch(self._device))
         self._kept.move_to_end(trajectory)
-        kept.largest_bytes = largest_bytes
-        self._make_room(kept)
-        if kept.is_given_up:
+        if last is not None and self._ledger_bytes > self.limit_bytes:
+            self._make_room(last, running=kept)
+        if is_key and not kept.note:
+            self._start_anew(kept, is_broken)
+        if kept.note:
             return None
-        if is_key:
-            kept.branches.clear()
-        return ResidualCall(kept.branches.setdefault(branch, {}), preset, self._device, self.watch)
+        kept.calls += 1
+        kept.made_bytes = kept.bytes
+        room = self.limit_bytes - sum(other.bytes for other in self._kept.values() if other is not kept)
+        channels = kept.branches.setdefault(branch, {})
+        return ResidualCall(channels, preset, self._device, kept.watch, partial(kept.take, room))
 
-    def _make_room(self, running: Kept) -> None:
-        while sum(kept.largest_bytes for kept in self._kept.values()) > self.limit_bytes:
-            name, oldest = next(iter(self._kept.items()))
+    @property
+    def _ledger_bytes(self) -> int:
+        return sum(kept.largest_bytes for kept in self._kept.values())
+
+    def _make_room(self, last: Kept, running: Kept) -> None:
+        """For what the last call made: by then the ledger was within the limit. Some rank may have had no room for part of it, so it is nobody's."""
+        last.branches.clear()
+        if last.largest_bytes > self.limit_bytes:
             self.evictions += 1
-            if oldest is running:
-                running.is_given_up = True
-                running.branches.clear()
-                running.largest_bytes = 0
+            last.give_up(
+                f"not compressed: {_gigabytes(last.largest_bytes)} of residual state do not fit into {_gigabytes(self.limit_bytes)}"
+            )
+            return
+        for name, kept in list(self._kept.items()):
+            if self._ledger_bytes <= self.limit_bytes:
                 return
-            del self._kept[name]
+            if kept is not last and kept is not running and kept.largest_bytes:
+                self.evictions += 1
+                del self._kept[name]
+        if self._ledger_bytes > self.limit_bytes:  # of these two, one has whole states
+            self.evictions += 1
+            last.made_bytes = last.largest_bytes = 0
+
+    @staticmethod
+    def _start_anew(kept: Kept, is_broken: bool) -> None:
+        kept.branches.clear()
+        kept.restarts = [call for call in kept.restarts if call > kept.calls - RESTART_CALLS] + [kept.calls]
+        if len(kept.restarts) >= RESTARTS:
+            why = "numbers that are not finite" if is_broken else "ranks' copies of earlier calls differ"
+            kept.give_up(f"compression paused: {why}")
 
     def forget(self, trajectories: Iterable[str]) -> None:
         """They have ended, or were cancelled. Ids that are not known are passed over."""
@@ -103,24 +190,41 @@ class ResidualStore:
             self._kept.pop(trajectory, None)
 
 
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.3g} GB"
+
+
 class ResidualCall:
     """The residual side of one model call, or of a part of it."""
 
-    def __init__(self, channels: Channels, preset: Preset, device: torch.device, watch: Watch, part: int = 0) -> None:
+    def __init__(
+        self,
+        channels: Channels,
+        preset: Preset,
+        device: torch.device,
+        watch: Watch,
+        take: Callable[[int], bool],
+        part: int = 0,
+    ) -> None:
+        """``take``: count a new channel of so many bytes; whether there is room for it."""
         self._channels = channels
         self._preset = preset
         self._device = device
         self._watch = watch
+        self._take = take
         self._part = part
 
     def part(self, number: int) -> ResidualCall:
         """Of a call that runs as several forward passes: the side of one of them."""
-        return ResidualCall(self._channels, self._preset, self._device, self._watch, number)
+        return ResidualCall(self._channels, self._preset, self._device, self._watch, self._take, number)
 
     def channel(self, key: Key, shapes: Sequence[MatrixShape], dtype: torch.dtype) -> tuple[Channel, Codec]:
         """A channel, and what its next transfer carries: a key frame where it is new or its matrices have other shapes than before."""
         place = self._part, key
         channel = self._channels.get(place)
         if channel is None or (channel.shapes, channel.dtype) != (tuple(shapes), dtype):
-            channel = self._channels[place] = Channel(shapes, dtype, self._device, self._preset.form, self._watch)
+            form = self._preset.form
+            keeps = self._take(bytes_of(shapes, dtype, form))
+            channel = Channel(shapes, dtype, self._device, form, self._watch, keeps=keeps)
+            self._channels[place] = channel
         return channel, self._preset.codec(is_key=channel.is_empty)

@@ -20,6 +20,7 @@ PROTOCOL: Final = 1
 WORDS: Final = 16
 """Length of the vector. Words 5 to 7, 9 and 10 belong to residual codecs and are zero without them, as are the spare ones behind."""
 _WANTS_KEY_WORD: Final = 5
+"""2: because of numbers that are not finite."""
 _EVICTIONS_WORD: Final = 6
 _STATE_BYTES_WORD: Final = 7
 _SENT_BYTES_WORD: Final = 8
@@ -57,15 +58,21 @@ class ResidualNews:
     """What one rank tells of its residual state, or what all of them conclude."""
 
     wants_key: bool = False
-    """Whether something was wrong with what came: all begin anew with a key frame."""
+    """Whether something was wrong with the last payloads: all begin anew with a key frame."""
+    is_broken: bool = False
+    """Whether it was because of numbers that are not finite."""
     evictions: int = 0
     """Trajectories dropped for want of room so far; the same on every rank."""
     state_bytes: int = 0
-    """What the running trajectory's states take; of all ranks, the most."""
+    """What the states of the trajectory that ran last need; of all ranks, the most."""
     call_us: int = 0
-    """How long its last call took, in microseconds; of all ranks, the longest. 0: none ran."""
+    """How long the trajectory's last call took, in microseconds; of all ranks, the longest. 0: none ran."""
     error_ppm: int = 0
     """What encoding lost in it, in millionths; of all ranks, the most. 0: it was not measured."""
+
+    def __post_init__(self) -> None:
+        if self.is_broken and not self.wants_key:
+            raise InternalError("Ask for a key frame where numbers were not finite.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +94,7 @@ class Row:
         """The row as it travels."""
         error = _ERROR_CODES.index(self.error) + 1 if self.error else 0
         words = [PROTOCOL, self.sequence, self.call, self.action, error, *[0] * (WORDS - 5)]
-        words[_WANTS_KEY_WORD] = self.residuals.wants_key
+        words[_WANTS_KEY_WORD] = self.residuals.wants_key + self.residuals.is_broken
         words[_EVICTIONS_WORD] = self.residuals.evictions
         words[_STATE_BYTES_WORD] = self.residuals.state_bytes
         words[_SENT_BYTES_WORD] = self.sent_bytes
@@ -136,10 +143,12 @@ def _residuals(rows: Sequence[Sequence[int]]) -> ResidualNews:
     if len(evictions) > 1:
         raise OutOfStep(f"the ranks have dropped residual state {sorted(evictions)} times")
     sizes = [row[word] for row in rows for word in (_STATE_BYTES_WORD, _CALL_US_WORD, _ERROR_PPM_WORD)]
-    if not {row[_WANTS_KEY_WORD] for row in rows} <= {0, 1} or min(sizes) < 0:
+    wanted = max(row[_WANTS_KEY_WORD] for row in rows)
+    if not {row[_WANTS_KEY_WORD] for row in rows} <= {0, 1, 2} or min(sizes) < 0:
         raise OutOfStep("a rank's words about residual state make no sense")
     return ResidualNews(
-        wants_key=any(row[_WANTS_KEY_WORD] for row in rows),
+        wants_key=wanted > 0,
+        is_broken=wanted > 1,
         evictions=evictions.pop(),
         state_bytes=max(row[_STATE_BYTES_WORD] for row in rows),
         call_us=max(row[_CALL_US_WORD] for row in rows),

@@ -35,23 +35,25 @@ def open_store(group: WorkerGroup) -> ResidualStore:
 class TrajectoryResiduals:
     """What is kept of one trajectory's exchange from call to call."""
 
-    def __init__(self, store: ResidualStore, verdicts: Verdicts, trajectory: str, compression: str) -> None:
-        """``compression``: a preset's name, or ``auto``."""
+    def __init__(self, store: ResidualStore, verdicts: Verdicts, trajectory: str, plan: Plan) -> None:
+        """``plan``: one that compresses."""
         self._store = store
         self._trajectory = trajectory
-        self._auto = AutoPolicy(PRESETS[AUTO_BEGINS], verdicts) if compression == AUTO else None
-        self._preset: Preset | None = None if self._auto else PRESETS[compression]
+        self._auto = AutoPolicy(PRESETS[AUTO_BEGINS], verdicts) if plan.compression == AUTO else None
+        self._preset: Preset | None = None if self._auto else PRESETS[plan.compression]
         """Of the running call, or the last one; ``None``: it was not compressed."""
-        self._wants_key = False
+        self._wants_key = self._is_broken = False
         self._began_s: float | None = None
         self._told = ResidualNews()
-        self.compression = compression
+        self.compression = plan.compression
+        # Turns of an Evaluate may have other degrees each. What ranks knew of one another in one split says nothing in another.
+        self.split = plan.split
         self.savings = Savings()
 
     @property
     def note(self) -> str:
-        """What went wrong, for the node; empty when nothing did."""
-        return ""
+        """Why the trajectory is not compressed any more, for its node; empty while it is. The same on all ranks."""
+        return self._store.note_of(self._trajectory)
 
     @property
     def lines(self) -> list[str]:
@@ -67,23 +69,25 @@ class TrajectoryResiduals:
     def look(self) -> None:
         """Take in what happened since the last look. Asked before a call and after the last one, so that a trajectory never
         answers for another's transfers. Waits for the device."""
-        seen = self._store.watch.look()
+        seen = self._store.look(self._trajectory)
         if self._began_s is not None:
             call_us = max(1, round(1e6 * (time.perf_counter() - self._began_s)))
             self._told, self._began_s = ResidualNews(call_us=call_us, error_ppm=round(1e6 * seen.error)), None
         self._wants_key |= bool(seen.mismatches or seen.broken)
+        self._is_broken |= bool(seen.broken)
         self.savings.add(seen)
 
     def news(self) -> ResidualNews:
         """What this rank tells the others before a call. Waits for the device."""
         self.look()
-        wants_key, self._wants_key = self._wants_key, False
-        told, self._told = self._told, ResidualNews()
+        wants_key, is_broken, told = self._wants_key, self._is_broken, self._told
+        self._wants_key, self._is_broken, self._told = False, False, ResidualNews()
         return replace(
             told,
             wants_key=wants_key,
+            is_broken=is_broken,
             evictions=self._store.evictions,
-            state_bytes=self._store.bytes_of(self._trajectory),
+            state_bytes=self._store.last_bytes,
         )
 
     def of_call(self, branch: Hashable, agreed: ResidualNews, kind: Hashable) -> ResidualCall | None:
@@ -98,7 +102,12 @@ class TrajectoryResiduals:
         if self._preset is None:
             return None
         return self._store.begin_call(
-            self._trajectory, branch, self._preset, largest_bytes=agreed.state_bytes, is_key=agreed.wants_key
+            self._trajectory,
+            (self.split, branch),
+            self._preset,
+            largest_bytes=agreed.state_bytes,
+            is_key=agreed.wants_key,
+            is_broken=agreed.is_broken,
         )
 
 
@@ -115,10 +124,8 @@ class Residuals:
         if plan.compression == COMPRESSIONS[0]:
             return None
         known = self._open.get(trajectory)
-        if known is None or known.compression != plan.compression:
-            known = self._open[trajectory] = TrajectoryResiduals(
-                self._store, self._verdicts, trajectory, plan.compression
-            )
+        if known is None or (known.compression, known.split) != (plan.compression, plan.split):
+            known = self._open[trajectory] = TrajectoryResiduals(self._store, self._verdicts, trajectory, plan)
         return known
 
     def forget(self, trajectories: Iterable[str]) -> None:

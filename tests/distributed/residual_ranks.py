@@ -60,12 +60,13 @@ class Runner:
         """One model call of a trajectory; what it looked like."""
 
         def news() -> ResidualNews:
-            seen = self.store.watch.look()
+            seen = self.store.look(name)
             facts.update(mismatches=seen.mismatches, broken=seen.broken)
             return ResidualNews(
                 wants_key=bool(seen.mismatches or seen.broken),
+                is_broken=bool(seen.broken),
                 evictions=self.store.evictions,
-                state_bytes=self.store.bytes_of(name),
+                state_bytes=self.store.last_bytes,
             )
 
         facts: dict[str, object] = {}
@@ -80,7 +81,14 @@ class Runner:
         gate.enter()
         preset = Preset(name="test", key="key-int8", residual=residual, form=self.form)
         agreed = gate.residuals
-        call = self.store.begin_call(name, "branch", preset, largest_bytes=agreed.state_bytes, is_key=agreed.wants_key)
+        call = self.store.begin_call(
+            name,
+            "branch",
+            preset,
+            largest_bytes=agreed.state_bytes,
+            is_key=agreed.wants_key,
+            is_broken=agreed.is_broken,
+        )
         before = self.mesh.transport.sent_bytes
         out = self.attend(layers, call)
         facts.update(
