@@ -7,7 +7,8 @@ baseline        what the ring's keys and values travel as, after a first call in
 ``cf-1bit``     CompactFusion's binary residual
 ``cf-2bit``     its 2-bit residual
 ``cf-lowrank``  its residual of rank 32 with factors in 4 bits, found anew in every call
-``stale``       in full, but used one call later, as DistriFusion does: here what it computes with, not its overlap
+``stale``       in full, but used one call later, as DistriFusion does: the codec is what it computes with, and waits;
+                :class:`StaleExchange` computes the same and does not wait
 ==============  ==================================================================================================
 
 All as published (CompactFusion, arXiv:2507.17511; DistriFusion, arXiv:2402.19481): key frames travel as they are, the prediction is the base, whoever owns keys
@@ -17,7 +18,7 @@ dtype of the call (theirs are fp16), payloads have our header of 16 bytes, and t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,9 +29,13 @@ from ..backend.compression.codecs import CODECS, Codec, LowRank, Raw
 from ..backend.compression.policy import PRESETS, Preset
 from ..backend.compression.state import MatrixShape, ResidualState, StateForm
 from ..backend.compression.store import ResidualCall
+from ..backend.errors import InternalError
 from ..backend.parallel import usp
-from ..backend.parallel.exchange import Label, RawCodec, Value
+from ..backend.parallel.exchange import Exchange, Label, Move, Parcel, RawCodec, Value
+from ..backend.parallel.mesh import SequenceMesh
+from ..backend.parallel.pending import Pending
 from ..backend.parallel.residual import ResidualHops
+from ..backend.parallel.transport import Message
 from ..kernels import low_rank, residual_levels
 from ..kernels.low_rank.formats import GREATEST_CODE
 
@@ -225,6 +230,40 @@ class HeadsInFull(RawCodec):
 
     def __init__(self, call: ResidualCall, layer: int) -> None:
         """Takes what the product's own takes, and needs none of it."""
+
+
+class StaleExchange(Exchange):
+    """Keys and values that nobody waits for in the call in which they are sent: each rank gets all others' own ones, and uses those of the call before.
+
+    Every rank sends directly to every other one, as many bytes as in a ring. The first call waits for its own.
+    """
+
+    def __init__(self, mesh: SequenceMesh, layer: int, travelling: dict[tuple[int, int], Parcel]) -> None:
+        """``travelling``: what one call leaves to the next."""
+        super().__init__(mesh, RawCodec())
+        self._layer = layer
+        self._travelling = travelling
+        self._own: Parcel | None = None
+        self._distance = 0
+
+    def pack(self, value: Tensor, lane: int = 0) -> Parcel:
+        """This rank's own, which it works with at once."""
+        self._own, self._distance = super().pack(value, lane), 0
+        return self._own
+
+    def hop(self, moves: Sequence[Move]) -> list[Parcel]:
+        """Start the next of the transfers; what comes in is what the call before has sent."""
+        if self._own is None or len(moves) != 1:
+            raise InternalError("Stale keys and values travel in one lane, and are packed before.")
+        (move,), ring = moves, self.mesh.ring
+        self._distance += move.shift
+        target, source = (ring.index + self._distance) % ring.size, (ring.index - self._distance) % ring.size
+        sent, received = Message(self._own.payload, ring.ranks[target]), Message(move.landing, ring.ranks[source])
+        pending: Pending = self.mesh.transport.hop([received], [sent], ring.process_group)
+        place = self._layer, self._distance
+        before = self._travelling.get(place)
+        self._travelling[place] = Parcel(self.hops, move.landing, Label(source), move.landing, pending)
+        return [before or self._travelling[place]]
 
 
 def install(preset: Preset) -> None:

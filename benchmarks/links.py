@@ -1,0 +1,259 @@
+"""What does compressed exchange spare on slow links, and beside what others send?
+
+Two and four ranks, each in a network namespace of its own, joined by a bridge; what gets out of each is limited by a token bucket of the kernel
+(:mod:`.namespaces`). A link is so slow that it decides, and not the two cores which all ranks share. Measured, through the product's own exchange: whole
+trajectories of 28 calls, the first with its key frame, of some layers of attention. Encoding, decoding and hashing are part of it, as they run on
+these cores. **Emulated** is the rest of the network, by sleeping: as long as makes communication of the uncompressed ring over computation what it was at
+CompactFusion's points (16:1 at 500 MB/s to 4:1 at 2000 MB/s, four ranks). A fifth of it counts as attention, which a ring can hide behind, as in FLUX.1.
+
+* *raw*: uncompressed, by every plan. *fast, balanced, small*: the product's presets, by every plan.
+* *cf-...*, *naive-1bit*: CompactFusion's formats and one bit without a base, in the ring, as published (:mod:`.baselines`).
+* *stale*: a ring that uses the keys and values of the call before, so that a transfer has a whole call to travel: DistriFusion's exchange.
+* *hidden*: 1 - time stood still / time of the same transfers with nothing to do beside them, from those of the first two calls. What ranks wait for one
+  another counts as not hidden, so that it may be less than nothing.
+* *cores busy*: of all ranks together. Where it comes near to two, the processor decides and not the link.
+* *no limit*: the same ranks on the loopback: what coding costs where it spares nothing.
+
+Without root or iproute2 the links are emulated too, by a transport that sleeps (:mod:`.emulated_links`); the table says so.
+
+    python -m tutti.benchmarks.links [--json FILE] [--check] [--rounds N] [--steps N] [--ranks N ...] [--mbps M] [--points R ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from .namespaces import INTERFACE, inside, shaped_links, why_not
+from .report import Figure, Spread, argument_parser, finish
+from .scaling import Contestant, started
+
+BENCHMARK: Final = "links"
+RAW, STALE, GOODPUT = "raw", "stale", "goodput"
+PRESETS: Final = ("fast", "balanced", "small")
+BASELINES: Final = ("naive-1bit", "cf-1bit", "cf-2bit", "cf-lowrank", STALE)
+POINTS: Final = (16.0, 8.0, 5.3, 4.0)
+"""Communication of the uncompressed ring over computation."""
+ATTENTION_SHARE: Final = 0.2
+BF16_BYTES: Final = 2
+GOODPUT_S: Final = 0.25
+"""How long a link is busy when its goodput is measured."""
+NO_LIMIT: Final = "no limit"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What every rank holds of one model call."""
+
+    tokens: int
+    heads: int
+    head_dim: int
+    layers: int
+    steps: int
+
+    def ring_bytes(self, ranks: int) -> int:
+        """What a rank sends in one call of the uncompressed ring: keys and values of every layer, to all others."""
+        return self.layers * (ranks - 1) * 2 * self.tokens * self.heads * self.head_dim * BF16_BYTES
+
+    def compute_s(self, ranks: int, bits_per_s: float, point: float) -> float:
+        """Of one call, so that the ring's bytes take ``point`` times as long."""
+        return 8 * self.ring_bytes(ranks) / bits_per_s / point
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Who takes part."""
+
+    contestant: str
+    plan: str
+
+    @property
+    def name(self) -> str:
+        """In the table."""
+        return f"{self.contestant}, {self.plan}"
+
+
+def plans(ranks: int) -> list[str]:
+    """The ring first, then Ulysses."""
+    both = [f"ring={ranks // 2},ulysses=2"] if ranks > 2 else []
+    return [f"ring={ranks}", f"ulysses={ranks}", *both]
+
+
+def entries(ranks: int, only: Sequence[str] = ()) -> list[Entry]:
+    """All of them, or uncompressed ones and ``only`` these."""
+    everyone = [Entry(contestant, plan) for contestant in (RAW, *PRESETS) for plan in plans(ranks)]
+    everyone += [Entry(contestant, plans(ranks)[0]) for contestant in BASELINES]
+    return [entry for entry in everyone if not only or entry.contestant in (RAW, *only)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """One, by the slowest rank."""
+
+    step_s: float
+    sent_bytes: float
+    waited_s: float
+    alone_s: float
+    """Of its transfers, with nothing else to do."""
+    cores_busy: float
+
+    @classmethod
+    def of(cls, answers: Sequence[dict[str, float]], steps: int) -> Trajectory:
+        """What the ranks say."""
+        took_s = max(answer["trajectory_s"] for answer in answers)
+        return cls(
+            step_s=took_s / steps,
+            sent_bytes=max(answer["bytes"] for answer in answers),
+            waited_s=max(answer["waited_s"] for answer in answers),
+            alone_s=max(answer["alone_s"] for answer in answers),
+            cores_busy=sum(answer["cpu_s"] for answer in answers) / took_s,
+        )
+
+    @property
+    def hidden(self) -> float:
+        """Share of the transfers that nobody stood still for."""
+        return 1 - self.waited_s / self.alone_s
+
+
+Measured = dict[tuple[str, Entry], list[Trajectory]]
+"""(Point, entry) -> one trajectory a round."""
+
+
+@contextlib.contextmanager
+def started_ranks(ranks: int, work: Work, bits_per_s: float | None, *, emulated: bool) -> Iterator[Contestant]:
+    """The ranks, behind links of this speed; ``None``: on the loopback, without a limit."""
+    settings: dict[str, Any] = {name: getattr(work, name) for name in Work.__dataclass_fields__}
+    settings["emulated_bits_per_s"] = bits_per_s if emulated else None
+    with tempfile.TemporaryDirectory(prefix="tutti-links-") as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+        command = [sys.executable, "-m", f"{__package__}.links_rank", name]
+        commands, interface = [command] * ranks, "lo"
+        if bits_per_s is not None and not emulated:
+            namespaces = stack.enter_context(shaped_links(ranks, bits_per_s))
+            commands, interface = [inside(namespace, command) for namespace in namespaces], INTERFACE
+        shared = {"WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": interface}
+        environments: list[Mapping[str, str]] = [{**shared, "RANK": str(rank)} for rank in range(ranks)]
+        yield stack.enter_context(started(commands, environments, folder, "rank"))
+
+
+def ask(ranks: Contestant, entry: Entry, compute_s: float, steps: int) -> Trajectory:
+    """One trajectory."""
+    order = {
+        "contestant": entry.contestant, "plan": entry.plan, "steps": steps,
+        "compute_s": compute_s, "attention_share": ATTENTION_SHARE,
+    }  # fmt: skip
+    return Trajectory.of([json.loads(answer) for answer in ranks.ask(json.dumps(order))], steps)
+
+
+def goodput_of(ranks: Contestant, bits_per_s: float) -> float:
+    """Of the slowest rank's link."""
+    order = {"contestant": GOODPUT, "bytes": int(bits_per_s / 8 * GOODPUT_S)}
+    return min(float(json.loads(answer)["bits_per_s"]) for answer in ranks.ask(json.dumps(order)))
+
+
+def measure(ranks: int, work: Work, options: argparse.Namespace, *, emulated: bool) -> list[Figure]:
+    """All figures of a group of this size."""
+    bits_per_s, found = options.mbps * 1e6, Measured()
+    points = {f"{point:g}:1": work.compute_s(ranks, bits_per_s, point) for point in options.points}
+    members, goodput = entries(ranks, options.only), []
+    with started_ranks(ranks, work, bits_per_s, emulated=emulated) as group:
+        warm_up(group, members)
+        for _ in range(options.rounds):
+            goodput.append(goodput_of(group, bits_per_s))
+            for point, compute_s in points.items():
+                for entry in members:
+                    found.setdefault((point, entry), []).append(ask(group, entry, compute_s, work.steps))
+    least_compute_s = min(points.values())
+    with started_ranks(ranks, work, None, emulated=emulated) as group:
+        warm_up(group, members)
+        for _ in range(options.rounds):
+            for entry in members:
+                found.setdefault((NO_LIMIT, entry), []).append(ask(group, entry, least_compute_s, work.steps))
+    return figures_of(found, ranks, goodput, bits_per_s)
+
+
+def warm_up(ranks: Contestant, members: Sequence[Entry]) -> None:
+    """Two calls of everybody: connections, and whatever is slow only once."""
+    for entry in members:
+        ask(ranks, entry, 0.0, 2)
+
+
+def figures_of(found: Measured, ranks: int, goodput: Sequence[float], bits_per_s: float) -> list[Figure]:
+    """Times, bytes, and what is gained over the uncompressed ring and over uncompressed Ulysses."""
+    share = Spread.of([bits / bits_per_s for bits in goodput])
+    group = f"{ranks} ranks"
+    figures = [Figure(case=group, metric="goodput / limit of a link", spread=share, unit="x", baseline="limit")]
+    ring, ulysses = (Entry(RAW, plan) for plan in plans(ranks)[:2])
+    for entry in dict.fromkeys(entry for _, entry in found):
+        sent = next(runs[0].sent_bytes for (_, one), runs in found.items() if one == entry)
+        case = f"{group}, {entry.name}"
+        figures.append(Figure.one(case=case, metric="bytes of a trajectory, per rank", value=sent, unit="bytes"))
+    for (point, entry), runs in found.items():
+        case = f"{group}, {entry.name}, {point}"
+        steps = Spread.of([1000 * run.step_s for run in runs])
+        figures.append(Figure(case=case, metric="time of a step", spread=steps, unit="ms"))
+        if point == NO_LIMIT:
+            figures.append(_ratio(case, f"time / {RAW} time", runs, found[point, Entry(RAW, entry.plan)], entry.plan))
+            continue
+        for name, other in (("ring", ring), ("ulysses", ulysses)):
+            figures.append(_ratio(case, f"uncompressed {name} / this", found[point, other], runs, other.name))
+        hidden, busy = Spread.of([run.hidden for run in runs]), Spread.of([run.cores_busy for run in runs])
+        figures.append(Figure(case=case, metric="hidden share of transfers", spread=hidden, unit="share"))
+        figures.append(Figure(case=case, metric="cores busy", spread=busy, unit="cores"))
+    return figures
+
+
+def _ratio(case: str, metric: str, over: Sequence[Trajectory], under: Sequence[Trajectory], baseline: str) -> Figure:
+    """Of the times, round by round."""
+    paired = [a.step_s / b.step_s for a, b in zip(over, under, strict=True)]
+    return Figure(case=case, metric=metric, spread=Spread.of(paired), unit="x", baseline=baseline)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run it."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="measured rounds (default: 3)")
+    parser.add_argument(
+        "--steps", type=int, default=28, help="calls of a trajectory, its key frame included (default: 28)"
+    )
+    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4], choices=(2, 4), help="(default: 2 4)")
+    parser.add_argument("--mbps", type=float, default=20.0, help="the links, in Mbit/s; below 200 (default: 20)")
+    parser.add_argument(
+        "--points",
+        type=float,
+        nargs="+",
+        default=list(POINTS),
+        help="communication over computation (default: the paper's)",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        choices=(*PRESETS, *BASELINES),
+        metavar="NAME",
+        help="these contestants, and raw",
+    )
+    parser.add_argument("--emulated", action="store_true", help="emulate the links, as without root")
+    for name, value in (("tokens", 128), ("heads", 8), ("head-dim", 64), ("layers", 2)):
+        parser.add_argument(f"--{name}", type=int, default=value, help=f"of each rank (default: {value})")
+    options = parser.parse_args(arguments)
+    reason = "asked for" if options.emulated else why_not()
+    print(
+        f"links: {options.mbps:g} Mbit/s out of each rank, " + (f"EMULATED ({reason})" if reason else "by the kernel")
+    )
+    print("rest of the network: emulated by sleeping; attention, encoding, decoding and transfers: measured")
+    work = Work(**{name: getattr(options, name) for name in Work.__dataclass_fields__})
+    figures = [figure for ranks in options.ranks for figure in measure(ranks, work, options, emulated=bool(reason))]
+    return finish(BENCHMARK, figures, options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
