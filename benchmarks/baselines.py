@@ -75,7 +75,7 @@ class NaiveBinary:
             residual_levels.decode(codes, u, v, value.zero_(), "binary")
         return value
 
-    def is_broken(self, payload: Tensor, shape: MatrixShape) -> Tensor:
+    def is_broken(self, payload: Tensor, shape: MatrixShape, dtype: torch.dtype) -> Tensor:
         """Whether a row was not finite."""
         return residual_levels.has_broken_rows(self._sections(payload, shape)[1])
 
