@@ -40,7 +40,7 @@ def test_the_pictures_are_drawn_and_it_says_what_it_took(tmp_path: Path) -> None
     path = tmp_path / "drawn" / "demo.png"
     assert done.stdout.rstrip().endswith(f"The picture: {path}")
     assert "does not know them: monkey." in done.stdout
-    assert "Plan cfg=1,ring=2,ulysses=1, codec off" in done.stdout
+    assert "Plan cfg=1,ring=2,ulysses=1, codec off, compression off" in done.stdout
     assert re.search(r"[0-9.]+ ms a step \(median\), for 2 pictures at once", done.stdout)
     # 10 attentions send the keys and values of 84 tokens, and the network's output is gathered: by hand, 3,473,408 bytes a step.
     assert re.search(r"10\.4 MB exchanged between the ranks, 3\.5 MB a step", done.stdout)
@@ -71,6 +71,26 @@ def test_a_codec_is_told_as_approximate_and_sends_less(tmp_path: Path) -> None:
         sent[codec] = float(found[1]) * (1000 if "MB exchanged" in done.stdout else 1)
     # float32 and head_dim 64: 68 bytes a row in place of 256, and the gathered output, which is raw.
     assert 0.26 < sent["int8-all"] / sent["off"] < 0.32
+
+
+def test_pictures_are_drawn_with_and_without_compression_and_compared(tmp_path: Path) -> None:
+    words = ("--prompt", "a red circle on a white background", "--prompt", "a blue star on a yellow background")
+    done = demo(tmp_path, *words, "--steps", "8", "--compression", "balanced")
+    assert done.returncode == 0, done.stderr
+    plan = "Plan cfg=1,ring=1,ulysses=2, codec off, compression "
+    assert [line.strip() for line in done.stdout.splitlines() if "Plan" in line] == [
+        f"{plan}off",
+        f"{plan}balanced (approximate)",
+    ]
+    assert re.search(r"balanced: [\d.]+x fewer bytes, error [\d.]+ %, [\d.]+ MB of state", done.stdout)
+    without, compressed = (float(found) for found in re.findall(r"([0-9.]+) MB exchanged", done.stdout))
+    assert compressed < without / 3, "key frame included"
+    found = re.search(r"without compression: PSNR ([0-9.]+) dB \(median\)", done.stdout)
+    assert found
+    assert 20 < float(found[1]) < 80
+    with Image.open(tmp_path / "demo.png") as sheet:
+        first, second, third, _ = (np.asarray(picture).astype(int) for picture in cut(sheet.convert("RGB"), 4))
+    assert 0 < np.abs(first - second).mean() < np.abs(first - third).mean() / 2, "a pair beside the next one"
 
 
 def test_the_pictures_show_what_was_asked_for(tmp_path: Path) -> None:
@@ -145,6 +165,7 @@ def test_a_demo_that_is_told_to_end_takes_its_daemon_and_ranks_along(tmp_path: P
     ("words", "says"),
     [
         (("--codec", "zip"), "tutti: Set --codec to off"),
+        (("--compression", "zip"), "tutti: Set --compression to off"),
         (("--size", "100"), "tutti: Set --size to WIDTHxHEIGHT"),
         (("--prompt", "an elephant"), "tutti: Use words that the demo model knows"),
         (("--plan", "ulysses=3"), "tutti: Choose a ulysses degree that divides the model's 2 heads"),

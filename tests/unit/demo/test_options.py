@@ -28,6 +28,14 @@ def test_the_heads_are_those_of_the_model() -> None:
     [
         ({"codec": "zip"}, "Set --codec to off or fp8 or int8 or fp8-all or int8-all: there is no codec 'zip'"),
         ({"codec": "fp8", "plan": "ulysses=2,codec=int8"}, "Name one codec: --plan has int8, --codec fp8"),
+        (
+            {"compression": "zip"},
+            "Set --compression to off or fast or balanced or small: there is no compression 'zip'",
+        ),
+        (
+            {"compression": "fast", "plan": "ulysses=2,compression=small"},
+            "Name one compression: --plan has small, --compression fast",
+        ),
         ({"size": "100"}, "Set --size to WIDTHxHEIGHT in multiples of 16 from 64 to 512"),
         ({"size": "128x0"}, "Set --size"),
         ({"size": "-128"}, "Set --size"),
@@ -76,6 +84,19 @@ def test_a_codec_is_part_of_the_plan_that_the_daemon_is_asked_for() -> None:
     for refused in ({"ranks": 1}, {"plan": "ring=2"}):
         with pytest.raises(BadPlan, match="no all-to-all"):
             DemoOptions(codec="fp8", **refused)  # type: ignore[arg-type]
+
+
+def test_a_compression_is_part_of_the_plan_that_the_daemon_is_asked_for() -> None:
+    balanced = Plan(ulysses=2, compression="balanced")
+    assert DemoOptions(compression="balanced").plan_on(2) == balanced
+    assert DemoOptions(plan="auto,compression=balanced").plan_on(2) == balanced
+    assert DemoOptions(plan="ulysses=2,compression=balanced").plan_on(2) == balanced
+    assert DemoOptions(plan="ring=2", compression="small").plan_on(2) == Plan(ring=2, compression="small")
+    assert DemoOptions(plan="ulysses=2,compression=off").plan_on(2) == Plan(ulysses=2)
+    with pytest.raises(BadPlan, match="no exchange to compress"):
+        DemoOptions(compression="fast", ranks=1)
+    with pytest.raises(BadPlan, match="each is an exchange of its own"):
+        DemoOptions(compression="fast", codec="fp8", plan="ulysses=2")
 
 
 def test_a_size_is_a_square_or_two_sides() -> None:

@@ -53,8 +53,10 @@ def test_a_shipped_file_that_is_not_whole_is_named(
     assert "! The demo model was taught pictures with sides of 128 to 256 pixels" in said
 
 
-def result(step_ms: float = 1.0, exchanged_bytes: int | None = 5) -> Result:
-    return Result(job_id="0" * 32, step_ms=step_ms, plan="ring=2", exchanged_bytes=exchanged_bytes)
+def result(step_ms: float = 1.0, exchanged_bytes: int | None = 5, compression: str = "") -> Result:
+    return Result(
+        job_id="0" * 32, step_ms=step_ms, plan="ring=2", exchanged_bytes=exchanged_bytes, compression=compression
+    )
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -67,19 +69,12 @@ def test_numbers_that_make_no_picture_are_an_error_and_never_a_black_one(bad: fl
 
 def test_several_jobs_are_told_as_one() -> None:
     one, two = torch.zeros(12, 16, 4, 4), torch.ones(3, 16, 4, 4)
-    drawn = demo._checked([one, two], [result(3.0, 10), result(1.0, 4)])
+    drawn = demo._checked([one, two], [result(3.0, 10, "fast: 3.8x"), result(1.0, 4, "fast: 3.7x")])
+    assert drawn.compression == "fast: 3.8x"
     assert drawn.latents.shape[0] == 15
     assert (drawn.step_ms, drawn.exchanged_bytes, drawn.plan) == (2.0, 14, "ring=2")
     assert demo._checked([one], [result(exchanged_bytes=None)]).exchanged_bytes is None
     assert demo._checked([one], [result(exchanged_bytes=0)]).exchanged_bytes == 0
-
-
-@pytest.mark.parametrize(
-    ("size_bytes", "text"),
-    [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (583_490_000, "583.5 MB"), (2.5e12, "2500.0 GB")],
-)
-def test_sizes_are_told_for_people(size_bytes: float, text: str) -> None:
-    assert demo.size_text(size_bytes) == text
 
 
 def test_a_picture_that_cannot_be_written_leaves_the_older_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

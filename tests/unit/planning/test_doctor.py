@@ -46,7 +46,10 @@ def test_this_machine_is_healthy_and_the_json_says_so(state_dir: Path, tmp_path:
     assert answer["healthy"] is True
     topics = {finding["topic"]: finding["level"] for finding in answer["findings"]}
     assert topics["torch"] == topics["libzmq"] == topics["state"] == topics["models"] == "good"
-    assert topics["daemon"] == "note"
+    assert topics["daemon"] == topics["compression"] == "note"
+    (said,) = (finding for finding in answer["findings"] if finding["topic"] == "compression")
+    assert said["text"].startswith("off, unless a plan names one")
+    assert "approximate" in said["text"]
 
 
 @pytest.mark.parametrize(("words", "status"), [([], 1), (["--installation"], 0)])

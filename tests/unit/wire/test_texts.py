@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tutti.backend.wire.texts import joined, parts_of, shortened
+from tutti.backend.wire.texts import joined, parts_of, shortened, size_text
 
 
 @pytest.mark.parametrize("parts", [[], ["flash"], ["flash", "cudnn is off: no plan", "漢"]], ids=len)
@@ -25,3 +25,11 @@ def test_a_text_that_is_cut_ends_with_an_ellipsis_and_fits(length: int) -> None:
 def test_a_text_that_just_fits_is_left_alone() -> None:
     assert shortened("x" * 512, 512) == "x" * 512
     assert shortened("x" * 513, 512) == "x" * 510 + " …"
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (583_490_000, "583.5 MB"), (2.5e12, "2500.0 GB")],
+)
+def test_sizes_are_told_for_people(size_bytes: float, text: str) -> None:
+    assert size_text(size_bytes) == text
