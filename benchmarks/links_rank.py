@@ -249,7 +249,7 @@ class Contestant:
         """Nothing is on its way any more; every payload met the bases that it was made for."""
         for parcel in self._travelling.values():
             parcel.open_parts()
-        seen = self._store.watch.look()
+        seen = self._store.look("trajectory")
         if seen.mismatches or seen.broken:
             raise InternalError(f"The bases of the ranks differ: {seen}.")
 
