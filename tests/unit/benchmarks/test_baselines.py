@@ -88,7 +88,7 @@ def test_whoever_owns_keys_works_with_the_exact_ones() -> None:
     channels: dict = {}
     for first in (True, False):
         value = torch.randn(2, 1, 5, 2, 16, generator=generator).bfloat16()
-        call = ResidualCall(channels, BASELINES["cf-1bit"], CPU, Watch(CPU))
+        call = ResidualCall(channels, BASELINES["cf-1bit"], CPU, Watch(CPU), lambda _: True)
         payload, known = OwnersExact(call, 0).encode(value, Label(0))
         assert known is value
         assert (payload.numel() > value.nbytes / 2) is first
