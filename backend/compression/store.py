@@ -49,6 +49,8 @@ class Kept:
     """What its channels take, or would take, on this rank, together with those that were replaced in the last call."""
     largest_bytes: int = 0
     """The same of the largest rank, as far as the ranks have told one another."""
+    beside_bytes: int = 0
+    """What the ledger counted for the others as its last call began: some may be gone before it is known what that call made."""
     calls: int = 0
     restarts: list[int] = field(default_factory=list)
     """The latest calls that began anew, by number."""
@@ -69,7 +71,7 @@ class Kept:
         """Compress it no more."""
         self.note = note
         self.branches.clear()
-        self.made_bytes = self.largest_bytes = 0
+        self.made_bytes = self.largest_bytes = self.beside_bytes = 0
 
 
 class ResidualStore:
@@ -134,22 +136,23 @@ class ResidualStore:
         ``largest_bytes``: the greatest of all ranks' :attr:`last_bytes`. ``is_key``: every branch of the trajectory starts anew;
         ``is_broken``: because of numbers that were not finite.
         """
-        last = self._last
-        if last is not None:
-            last.largest_bytes = largest_bytes
         kept = self._kept.get(trajectory)
+        if (last := self._last) is not None:
+            last.largest_bytes = largest_bytes
+            if last.largest_bytes + last.beside_bytes > self.limit_bytes:
+                self._make_room(last, running=kept)
         if kept is None or kept.form != preset.form:
             kept = self._kept[trajectory] = Kept(preset.form, Watch(self._device))
         self._kept.move_to_end(trajectory)
-        if last is not None and self._ledger_bytes > self.limit_bytes:
-            self._make_room(last, running=kept)
         if is_key and not kept.note:
             self._start_anew(kept, is_broken)
         if kept.note:
             return None
         kept.calls += 1
         kept.made_bytes = kept.bytes
-        room = self.limit_bytes - sum(other.bytes for other in self._kept.values() if other is not kept)
+        others = [other for other in self._kept.values() if other is not kept]
+        kept.beside_bytes = sum(other.largest_bytes for other in others)
+        room = self.limit_bytes - sum(other.bytes for other in others)
         channels = kept.branches.setdefault(branch, {})
         return ResidualCall(channels, preset, self._device, kept.watch, partial(kept.take, room))
 
@@ -157,8 +160,8 @@ class ResidualStore:
     def _ledger_bytes(self) -> int:
         return sum(kept.largest_bytes for kept in self._kept.values())
 
-    def _make_room(self, last: Kept, running: Kept) -> None:
-        """For what the last call made: by then the ledger was within the limit. Some rank may have had no room for part of it, so it is nobody's."""
+    def _make_room(self, last: Kept, running: Kept | None) -> None:
+        """For what the last call made. Some rank may have had no room for part of it, so it is nobody's."""
         last.branches.clear()
         if last.largest_bytes > self.limit_bytes:
             self.evictions += 1
@@ -174,7 +177,7 @@ class ResidualStore:
                 del self._kept[name]
         if self._ledger_bytes > self.limit_bytes:  # of these two, one has whole states
             self.evictions += 1
-            last.made_bytes = last.largest_bytes = 0
+            last.made_bytes = last.largest_bytes = last.beside_bytes = 0
 
     @staticmethod
     def _start_anew(kept: Kept, is_broken: bool) -> None:

@@ -91,13 +91,20 @@ class Runner:
         )
         before = self.mesh.transport.sent_bytes
         out = self.attend(layers, call)
+        sent_bytes = self.mesh.transport.sent_bytes - before
+        exact_out = self.attend(layers, None)
         facts.update(
-            bytes=self.mesh.transport.sent_bytes - before,
+            bytes=sent_bytes,
             key=agreed.wants_key,
             compressed=call is not None,
+            note=self.store.note_of(name),
+            bad_numbers=sum(int((~x.isfinite()).sum()) for x in out),
             evictions=self.store.evictions,
             hashes=self._hashes(name),
-            error=max(rms_error(ours, exact) for ours, exact in zip(out, self.attend(layers, None), strict=True)),
+            error=max(rms_error(ours, exact) for ours, exact in zip(out, exact_out, strict=True)),
+            lost_bad_numbers=sum(
+                int((exact.isnan() & ours.isfinite()).sum()) for ours, exact in zip(out, exact_out, strict=True)
+            ),
         )
         return facts
 
@@ -123,6 +130,15 @@ class Runner:
         channel.states[0].kept[0].view(-1).view(torch.uint8)[3] ^= 4
 
 
+def spoil(layers: list[list[Tensor]], shares: list[int], which: str) -> None:
+    """One number of the first layer's first head is NaN: of rank 1's first key, or of a query that rank 0 keeps for itself under every plan."""
+    q, k, _ = layers[0]
+    if which == "k":
+        k[0, shares[0], 0, 3] = torch.nan
+    else:
+        q[0, 0, 0, 3] = torch.nan
+
+
 def main() -> None:
     rank = this_rank()
     for case, settings in rank.arguments["cases"].items():
@@ -135,7 +151,10 @@ def main() -> None:
             residual = settings["residual"] or chosen.choice(RESIDUALS)
             if step == settings.get("corrupt_at") and rank.rank == settings["corrupt_on"]:
                 runner.corrupt(name)
-            steps.append({"name": name, **runner.step(name, step, residual, next(walks[name]))})
+            layers = next(walks[name])
+            if step in settings["bad_at"]:
+                spoil(layers, runner.shares, settings["bad"])
+            steps.append({"name": name, **runner.step(name, step, residual, layers)})
         rank.facts[case] = steps
     rank.finish()
 

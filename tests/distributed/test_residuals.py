@@ -33,6 +33,8 @@ def run(folder: Path, cases: dict[str, dict[str, Any]]) -> list[RankResult]:
         "turns": 1,
         "residual": "",
         "corrupt_on": 0,
+        "bad_at": [],
+        "bad": "k",
         "steps": STEPS,
     }
     arguments = {"shares": SHARES, "cases": {name: {**defaults, **settings} for name, settings in cases.items()}}
@@ -108,3 +110,40 @@ def test_a_trajectory_without_room_travels_uncompressed_on_every_rank(tmp_path: 
         steps = result.facts["ring=4"]
         assert [step["compressed"] for step in steps] == [True, False, False, False]
         assert [step["error"] for step in steps[1:]] == [0.0] * 3
+        assert [step["hashes"] for step in steps] == [{}] * 4, "nothing is kept, not even in the first call"
+        assert [step["note"][:15] for step in steps] == ["", *["not compressed:"] * 3]
+
+
+@pytest.mark.parametrize("bad", ["k", "q"])
+def test_a_number_that_is_not_finite_on_one_rank_spoils_one_call_and_no_more(bad: str, tmp_path: Path) -> None:
+    """A key of rank 1, which reaches every query; or a query that nobody else gets (and of which torch's attention on a CPU makes zeros)."""
+    at = 4
+    results = run(
+        tmp_path, {plan: {"residual": "quaternary", "bad_at": [at], "bad": bad, "steps": 9} for plan in PLANS}
+    )
+    for plan in PLANS:
+        facts = [result.facts[plan] for result in results]
+        assert [step["lost_bad_numbers"] for steps in facts for step in steps] == [0] * 4 * 9, "nothing looks whole"
+        if bad == "k":
+            assert all(steps[at]["bad_numbers"] for steps, tokens in zip(facts, SHARES, strict=True) if tokens)
+        is_seen = bad == "k" or "ulysses" in plan  # queries go nowhere along a ring
+        for steps in facts:
+            assert [step["key"] for step in steps] == [is_seen and step == at + 1 for step in range(9)]
+            assert [step["bad_numbers"] for step in steps[:at] + steps[at + 1 :]] == [0] * 8
+            assert all(step["error"] < 0.5 for step in steps[:at] + steps[at + 1 :])
+            assert {step["note"] for step in steps} == {""}
+        broken = [steps[at + 1]["broken"] for steps in facts]
+        assert (sum(broken) > 0) == is_seen
+        assert bad == "k" or broken[1:] == [0, 0, 0], "only who keeps it can tell"
+        for step in range(9):
+            assert differing(results, plan, step) == [], (plan, step)
+
+
+def test_numbers_that_are_never_finite_end_compression_on_every_rank(tmp_path: Path) -> None:
+    results = run(tmp_path, {"ring=2,ulysses=2": {"residual": "int8", "bad_at": list(range(2, 9)), "steps": 9}})
+    for result in results:
+        steps = result.facts["ring=2,ulysses=2"]
+        assert [step["key"] for step in steps] == [*[False] * 3, True, True, True, *[False] * 3]
+        assert [step["compressed"] for step in steps] == [*[True] * 5, *[False] * 4]
+        assert [step["note"] for step in steps] == [""] * 5 + ["compression paused: numbers that are not finite"] * 4
+        assert [step["lost_bad_numbers"] for step in steps] == [0] * 9

@@ -9,6 +9,7 @@ import pytest
 from tutti.backend.errors import BadPlan
 from tutti.backend.parallel.plan import (
     COMPRESSIONS,
+    SCHEDULES,
     Plan,
     choose_plan,
     compressed,
@@ -185,3 +186,41 @@ def test_a_plan_whose_own_codec_forbids_the_compression_is_refused_rather_than_c
     named = Plan(ulysses=2, compression="small")
     assert compressed(named, "") == named
     assert compressed(named, "off").exact
+
+
+def test_compression_is_part_of_a_plan_and_not_of_its_split() -> None:
+    plan = Plan.parse("ring=2, ulysses=2, compression=balanced, schedule=prefetch-2")
+    assert str(plan) == "cfg=1,ring=2,ulysses=2,schedule=prefetch-2,compression=balanced"
+    assert Plan.parse(str(plan)) == plan
+    assert plan.split == Plan(ring=2, ulysses=2)
+    assert (plan.exact, plan.split.exact) == (False, True)
+    assert choose_plan(plan, 4, 4) == plan
+    assert choose_plan(None, 4, 4).compression == "off"
+    assert Plan.parse("ulysses=2,compression=off") == Plan(ulysses=2), "the default, written out"
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_differences_go_by_the_schedules_that_hop(schedule: str, compression: str) -> None:
+    text = f"ring=2,schedule={schedule},compression={compression}"
+    if compression == "off" or schedule in ("ring", "prefetch-2", "bidirectional"):
+        assert Plan.parse(text).compression == compression
+    else:
+        with pytest.raises(BadPlan, match="go from hop to hop"):
+            Plan.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("ulysses=2,compression=zip", "compression of off, fast, balanced, small: 'zip'"),
+        ("ulysses=2,compression=", "compression of off"),
+        ("ulysses=2,compression=fast,compression=fast", "appears twice"),
+        ("cfg=2,compression=fast", "no exchange to compress"),
+        ("compression=small", "no exchange to compress"),
+        ("ulysses=2,codec=int8,compression=fast", "each is an exchange of its own"),
+    ],
+)
+def test_a_compression_without_anything_to_do_or_beside_another_codec_is_refused(text: str, why: str) -> None:
+    with pytest.raises(BadPlan, match=why):
+        Plan.parse(text)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from tutti.backend.errors import BadRequest, Draining, InternalError, JobCancelled, OutOfMemory
-from tutti.backend.worker.control import PROTOCOL, WORDS, Action, CallGate, OutOfStep, Row, decide
+from tutti.backend.worker.control import PROTOCOL, WORDS, Action, CallGate, OutOfStep, ResidualNews, Row, decide
 
 
 def rows(*given: Row) -> list[list[int]]:
@@ -214,3 +214,59 @@ def test_what_the_ranks_have_sent_is_added_up_after_the_last_call() -> None:
 def test_a_rank_that_adds_up_while_another_one_has_failed_ends_the_group(theirs: Row) -> None:
     with pytest.raises(OutOfStep):
         gate(Peers(theirs)).add_up(7)
+
+
+def told(wants_key: bool = False, is_broken: bool = False, *, evictions: int = 0, state_bytes: int = 0) -> Row:
+    news = ResidualNews(wants_key=wants_key, is_broken=is_broken, evictions=evictions, state_bytes=state_bytes)
+    return Row(sequence=7, call=3, residuals=news)
+
+
+def test_news_of_residual_state_are_three_words() -> None:
+    assert told().words()[5:] == [0] * 11
+    assert told(True, evictions=4, state_bytes=5_000_000_000).words()[5:9] == [1, 4, 5_000_000_000, 0]
+    assert told(True, True).words()[5] == 2
+    with pytest.raises(InternalError, match="key frame"):
+        ResidualNews(is_broken=True)
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_one_rank_that_wants_a_key_frame_is_enough_and_so_is_one_that_says_why(place: int) -> None:
+    assert decide(rows(told(), told(), told())).residuals == ResidualNews()
+    for is_broken in (False, True):
+        ranks = [told(), told(), told()]
+        ranks[place] = told(True, is_broken)
+        decided = decide(rows(*ranks)).residuals
+        assert (decided.wants_key, decided.is_broken) == (True, is_broken)
+    assert decide(rows(told(True), told(True, True), told())).residuals.is_broken
+
+
+def test_the_rank_that_needs_most_counts() -> None:
+    decided = decide(rows(told(state_bytes=5), told(state_bytes=7), told(state_bytes=0))).residuals
+    assert decided.state_bytes == 7
+
+
+def test_ranks_that_dropped_other_states_end_the_group() -> None:
+    assert decide(rows(told(evictions=2), told(evictions=2))).residuals.evictions == 2
+    with pytest.raises(OutOfStep, match="dropped residual state"):
+        decide(rows(told(evictions=2), told(evictions=1)))
+
+
+def test_a_gate_tells_the_news_of_its_start_and_gives_what_all_concluded() -> None:
+    """Each is asked for once: an early exchange takes it along, and the call that follows does not ask again."""
+    news = iter([ResidualNews(wants_key=True, state_bytes=3), ResidualNews(state_bytes=9)])
+    peers = Peers(told(), Row(sequence=7, call=4))
+    waits = lambda: None  # noqa: E731
+    early = CallGate(
+        exchange=peers.exchange,
+        asks=lambda: Action.CONTINUE,
+        wait_for_device=waits,
+        sequence=7,
+        call=3,
+        tells=lambda: next(news),
+    )
+    early.start()
+    early.enter()
+    assert early.residuals == ResidualNews(wants_key=True, state_bytes=3)
+    early.enter()
+    assert early.residuals == ResidualNews(state_bytes=9)
+    assert next(news, None) is None

@@ -1,0 +1,313 @@
+"""The store: what is shared and what is not, a bound that holds, and the same decisions wherever the same numbers are."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tutti.backend.compression.channel import Channel
+from tutti.backend.compression.codecs import Codec
+from tutti.backend.compression.policy import PRESETS, Preset
+from tutti.backend.compression.state import StateForm
+from tutti.backend.compression.store import RESTART_CALLS, RESTARTS, ResidualCall, ResidualStore
+
+from tests.unit.compression.ends import CPU, shape_of
+
+PRESET = PRESETS["balanced"]
+OTHER_FORM = Preset(name="other", key="key-int8", residual="int4", form=StateForm(order=2))
+UNIT = 5 * 8 * 4
+"""Bytes of one channel of these tests."""
+
+
+def a_store(units: float = 100) -> ResidualStore:
+    return ResidualStore(CPU, int(units * UNIT))
+
+
+def begin(store: ResidualStore, name: str, branch: Hashable = 0, preset: Preset = PRESET) -> ResidualCall | None:
+    """A call of a group of one."""
+    seen = store.look(name)
+    return store.begin_call(
+        name,
+        branch,
+        preset,
+        largest_bytes=store.last_bytes,
+        is_key=bool(seen.mismatches or seen.broken),
+        is_broken=bool(seen.broken),
+    )
+
+
+def channel(call: ResidualCall | None, key: Hashable, dtype: torch.dtype = torch.float32) -> tuple[Channel, Codec]:
+    assert call is not None
+    return call.channel(key, [shape_of(5, 1, 8)], dtype)
+
+
+def send(call: ResidualCall | None, *keys: Hashable, x: float = 1.0) -> list[bool]:
+    """One transfer of each key; which of them were key frames."""
+    found = []
+    for key in keys:
+        known, codec = channel(call, key)
+        known.encode([torch.full((5, 8), x)], codec)
+        found.append(codec.is_key)
+    return found
+
+
+def test_a_channel_begins_with_a_key_frame_and_goes_on_with_residuals() -> None:
+    store = a_store()
+    assert send(begin(store, "t"), "k") == [True]
+    assert send(begin(store, "t"), "k", "new") == [False, True]
+    assert send(begin(store, "t"), "k", "new") == [False, False]
+    assert store.bytes_of("t") == 2 * UNIT
+
+
+def test_nothing_is_shared_between_trajectories_branches_and_parts() -> None:
+    store = a_store()
+    send(begin(store, "t"), "k")
+    assert send(begin(store, "u"), "k") == [True]
+    assert send(begin(store, "t", branch=1), "k") == [True]
+    call = begin(store, "t")
+    assert call is not None
+    assert send(call.part(1), "k") == [True]
+    assert send(call.part(0), "k") == [False], "part 0 is that of an undivided call"
+    states = [
+        id(channel.states[0].kept[0])
+        for kept in store._kept.values()
+        for channels in kept.branches.values()
+        for channel in channels.values()
+    ]
+    assert len(states) == len(set(states)) == 4
+
+
+def test_another_shape_or_dtype_gives_a_key_frame() -> None:
+    store = a_store()
+    send(begin(store, "t"), "k")
+    call = begin(store, "t")
+    assert call is not None
+    assert channel(call, "k")[1].is_key is False, "the control"
+    assert channel(call, "k", torch.bfloat16)[1].is_key
+    assert call.channel("k", [shape_of(5, 2, 4)], torch.float32)[1].is_key, "as many numbers, other heads"
+    assert call.channel("k", [shape_of(5, 1, 8)] * 2, torch.float32)[1].is_key
+
+
+def test_another_form_gives_key_frames_and_another_codec_of_that_form_does_not() -> None:
+    store = a_store()
+    send(begin(store, "t"), "k")
+    assert send(begin(store, "t", preset=PRESETS["small"]), "k") == [False]
+    assert send(begin(store, "t", preset=OTHER_FORM), "k") == [True]
+    assert store.bytes_of("t") == 2 * UNIT, "a trend too, and nothing of before"
+
+
+def test_what_is_forgotten_begins_anew_and_unknown_names_are_passed_over() -> None:
+    store = a_store()
+    for name in "tu":
+        send(begin(store, name), "k")
+    store.forget(["t", "never"])
+    assert store.bytes_of("t") == 0
+    assert send(begin(store, "u"), "k") == [False]
+    assert send(begin(store, "t"), "k") == [True]
+    assert store.evictions == 0
+
+
+def test_a_key_frame_that_was_asked_for_is_one_for_every_branch() -> None:
+    store = a_store()
+    for branch in (0, 1):
+        send(begin(store, "t", branch), "k")
+    send(begin(store, "u"), "k")
+    call = store.begin_call("t", 0, PRESET, largest_bytes=store.last_bytes, is_key=True)
+    assert send(call, "k") == [True]
+    assert send(begin(store, "t", 1), "k") == [True]
+    assert send(begin(store, "u"), "k") == [False], "the control: another trajectory goes on"
+
+
+def test_the_trajectory_longest_unused_makes_room() -> None:
+    store = a_store(4)
+    for name in ("a", "b", "a"):
+        send(begin(store, name), "k", "l")
+    send(begin(store, "c"), "k", "l")
+    assert store.evictions == 0, "nobody knows yet what c needs"
+    assert send(begin(store, "c"), "k", "l") == [True, True], "it may have had no room elsewhere"
+    assert store.evictions == 1
+    assert store.bytes_of("b") == 0
+    assert send(begin(store, "a"), "k", "l") == [False, False]
+    assert send(begin(store, "c"), "k", "l") == [False, False]
+
+
+def test_the_ledger_learns_of_trajectories_that_made_a_single_call() -> None:
+    store = a_store(4)
+    for number in range(50):
+        send(begin(store, f"{number}"), "k", "l")
+        taken = [kept_bytes(store, f"{other}") for other in range(50)]
+        assert sum(taken) <= store.limit_bytes
+
+
+def kept_bytes(store: ResidualStore, name: str) -> int:
+    """What the states of a trajectory really take."""
+    kept = store._kept.get(name)
+    channels = [channel for branch in (kept.branches.values() if kept else ()) for channel in branch.values()]
+    return sum(tensor.nbytes for channel in channels for state in channel.states for tensor in state.kept)
+
+
+def test_the_bound_holds_within_the_first_call_too() -> None:
+    store, call = a_store(2.5), None
+    call = begin(store, "t")
+    assert send(call, *range(10)) == [True] * 10
+    assert kept_bytes(store, "t") == 2 * UNIT
+    assert store.bytes_of("t") == 10 * UNIT, "what it would need, which the others must hear"
+
+
+def test_a_trajectory_that_does_not_fit_alone_is_given_up_drops_nobody_else_and_says_so() -> None:
+    store = a_store(4)
+    send(begin(store, "small"), "k")
+    assert send(begin(store, "large"), *range(5)) == [True] * 5
+    assert store.note_of("large") == ""
+    for _ in range(3):
+        assert begin(store, "large") is None
+        assert store.note_of("large") == "not compressed: 8e-07 GB of residual state do not fit into 6.4e-07 GB"
+        assert send(begin(store, "small"), "k") == [False]
+    assert store.bytes_of("large") == 0
+    assert (store.note_of("small"), store.note_of("never")) == ("", "")
+    store.forget(["large"])
+    assert store.note_of("large") == ""
+
+
+def test_a_trajectory_given_up_is_not_dropped_to_be_tried_again() -> None:
+    store = a_store(2)
+    send(begin(store, "large"), *range(5))
+    assert begin(store, "large") is None
+    for name in "abcd":
+        for _ in range(2):
+            send(begin(store, name), "k", "l")
+    assert store.evictions >= 3, "the control: others made room"
+    assert begin(store, "large") is None
+
+
+def test_what_a_call_over_the_limit_made_is_dropped_whoever_runs_next() -> None:
+    """Another rank may have had no room for part of it: its end would be empty, ours not."""
+    store = a_store(3)
+    send(begin(store, "a"), "k")
+    send(begin(store, "b"), "k")
+    call = store.begin_call("c", 0, PRESET, largest_bytes=store.last_bytes)
+    send(call, "k")
+    assert kept_bytes(store, "c") == UNIT, "it fits here"
+    again = store.begin_call("b", 0, PRESET, largest_bytes=2 * UNIT)
+    assert send(again, "k") == [False]
+    assert kept_bytes(store, "c") == 0, "and not on the rank that needs two for it"
+
+
+def test_it_is_dropped_too_where_room_came_free_before_it_was_known() -> None:
+    store = a_store(2)
+    for _ in range(2):
+        send(begin(store, "a"), "k", "l")
+    assert send(begin(store, "b"), "k", "l") == [True, True]
+    assert kept_bytes(store, "b") == 0
+    store.forget(["a"])
+    assert send(begin(store, "b"), "k", "l") == [True, True]
+    assert send(begin(store, "b"), "k", "l") == [False, False]
+
+
+def test_a_trajectory_whose_numbers_are_never_finite_is_compressed_no_more_and_says_so() -> None:
+    store = a_store()
+    compressed = []
+    for _ in range(6):
+        call = begin(store, "t")
+        compressed.append(call is not None)
+        if call is not None:
+            assert send(call, "k", x=float("nan")) == [True]
+    assert compressed == [True, True, True, False, False, False], "three calls of key frames, and no more"
+    assert store.note_of("t") == "compression paused: numbers that are not finite"
+    assert send(begin(store, "u"), "k") == [True], "the control: another trajectory is"
+
+
+def test_one_branch_that_never_comes_right_is_enough() -> None:
+    """Calls of the others lie between, in which nothing is wrong."""
+    store, step = a_store(), 0
+    while begin(store, "t", 0) is not None and step < 20:
+        call = begin(store, "t", "bad")
+        if call is not None:
+            send(call, "k", x=float("nan"))
+        step += 1
+    assert step <= RESTARTS
+    assert "not finite" in store.note_of("t")
+
+
+def test_a_trajectory_that_begins_anew_now_and_then_goes_on() -> None:
+    store = a_store()
+    for call in range(10 * RESTART_CALLS):
+        is_bad = call % RESTART_CALLS in (1, 2)
+        assert send(begin(store, "t"), "k", x=float("inf") if is_bad else 1.0)
+    assert store.note_of("t") == ""
+
+
+def test_other_reasons_have_another_note() -> None:
+    store = a_store()
+    for _ in range(RESTARTS):
+        store.begin_call("t", 0, PRESET, largest_bytes=0, is_key=True)
+    assert store.note_of("t") == "compression paused: ranks' copies of earlier calls differ"
+
+
+def test_a_trajectory_answers_for_its_own_transfers_only() -> None:
+    store = a_store()
+    for name in "tu":
+        send(begin(store, name), "k", x=float("nan") if name == "t" else 1.0)
+    assert (store.look("u").broken, store.look("t").broken) == (0, 1)
+    assert store.look("t").broken == 0, "told once"
+    assert store.look("never") == store.look("t")
+
+
+@dataclass
+class Rank:
+    """One end of everything, on a rank with so many channels a call."""
+
+    store: ResidualStore
+    channels: int
+    decisions: list[object] = field(default_factory=list)
+
+
+CALLS = st.lists(
+    st.one_of(
+        *[st.tuples(st.just("call"), st.sampled_from("abc"), st.just(0), st.integers(1, 3), st.just(False))] * 4,
+        st.tuples(st.just("call"), st.sampled_from("abc"), st.integers(0, 1), st.integers(0, 3), st.booleans()),
+        st.tuples(st.just("forget"), st.sampled_from("abc")),
+    ),
+    min_size=10,
+    max_size=40,
+)
+
+
+@given(CALLS, st.integers(0, 9), st.integers(0, 2))
+@settings(max_examples=60, deadline=None)
+def test_ranks_that_are_told_the_same_decide_alike_and_agree_on_what_every_transfer_carries(
+    calls: list[tuple[str, ...]], units: int, more: int
+) -> None:
+    """Two ranks: one has ``more`` channels than the other in every call, and nothing else differs."""
+    ranks = [Rank(a_store(units), 0), Rank(a_store(units), more)]
+    for kind, name, *rest in calls:
+        if kind == "forget":
+            for rank in ranks:
+                rank.store.forget([name])
+            continue
+        branch, keys, is_bad = rest
+        news = [rank.store.look(name) for rank in ranks]
+        largest = max(rank.store.last_bytes for rank in ranks)
+        is_key = any(seen.mismatches or seen.broken for seen in news)
+        for rank in ranks:
+            call = rank.store.begin_call(
+                name, branch, PRESET, largest_bytes=largest, is_key=is_key, is_broken=any(s.broken for s in news)
+            )
+            extra = [f"own {number}" for number in range(rank.channels)]
+            if call is None:
+                rank.decisions.append(None)
+                continue
+            # In another order on each rank, as origins are along a ring.
+            order = sorted(range(int(keys)), reverse=rank.channels > 0)
+            send(call, *extra[:1])
+            sent = {key: send(call, key, x=float("nan") if is_bad else 1.0)[0] for key in order}
+            send(call, *extra[1:])
+            rank.decisions.append(sorted(sent.items()))
+            assert sum(kept_bytes(rank.store, other) for other in "abc") <= rank.store.limit_bytes
+    first, second = ranks
+    assert first.decisions == second.decisions
+    assert first.store.evictions == second.store.evictions
+    assert [first.store.note_of(name) for name in "abc"] == [second.store.note_of(name) for name in "abc"]

@@ -1,0 +1,86 @@
+"""The residual state of a trajectory between the gate and the store: who answers for what, and what the node is told."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import torch
+from tutti.backend.compression.state import MatrixShape
+from tutti.backend.compression.store import ResidualStore
+from tutti.backend.parallel.plan import Plan
+from tutti.backend.worker.control import ResidualNews
+from tutti.backend.worker.residuals import TrajectoryResiduals
+
+CPU = torch.device("cpu")
+PLAN = Plan(ulysses=2, compression="fast")
+SHAPE = MatrixShape(rows=5, heads=1, head_dim=8)
+
+
+def residuals(store: ResidualStore, name: str = "t", plan: Plan = PLAN) -> TrajectoryResiduals:
+    """A new one, as every turn has it."""
+    found = TrajectoryResiduals.under(plan, store, name)
+    assert found is not None
+    return found
+
+
+def make_call(own: TrajectoryResiduals, x: float = 1.0, *, branch: Hashable = 0, channels: int = 1) -> list[bool]:
+    """A call of a group of one; which of its transfers were key frames, none where it is not compressed."""
+    call, found = own.of_call(branch, own.news()), []
+    for key in range(channels if call is not None else 0):
+        assert call is not None
+        channel, codec = call.channel(key, [SHAPE], torch.float32)
+        channel.encode([torch.full((5, 8), x)], codec)
+        found.append(codec.is_key)
+    return found
+
+
+def test_a_plan_that_does_not_compress_has_none() -> None:
+    assert TrajectoryResiduals.under(Plan(ulysses=2), ResidualStore(CPU, 2**20), "t") is None
+
+
+def test_what_one_turn_left_is_what_the_next_one_refers_to() -> None:
+    store = ResidualStore(CPU, 2**20)
+    assert [make_call(residuals(store)) for _ in range(3)] == [[True], [False], [False]]
+
+
+def test_a_broken_last_call_of_a_turn_is_told_in_the_next_turn_of_that_trajectory_and_in_no_other() -> None:
+    store = ResidualStore(CPU, 2**20)
+    for name in "tu":
+        make_call(residuals(store, name))
+    make_call(residuals(store, "t"), torch.nan)
+    assert residuals(store, "u").news() == ResidualNews(state_bytes=5 * 8 * 4)
+    assert make_call(residuals(store, "u")) == [False], "another trajectory in between goes on"
+    assert make_call(residuals(store, "t")) == [True]
+    assert make_call(residuals(store, "t")) == [False]
+
+
+def test_news_are_told_once() -> None:
+    store = ResidualStore(CPU, 2**20)
+    own = residuals(store)
+    make_call(own, torch.nan)
+    assert (own.news().is_broken, own.news().wants_key) == (True, False)
+
+
+def test_other_degrees_in_a_later_turn_refer_to_nothing_of_before_and_coming_back_does() -> None:
+    """A turn with two calls may run on two halves of the group, one with a single call on all of it."""
+    store, halves = ResidualStore(CPU, 2**20), Plan(cfg=2, ulysses=2, compression="fast")
+    make_call(residuals(store))
+    assert make_call(residuals(store, plan=halves)) == [True]
+    assert make_call(residuals(store, plan=halves)) == [False]
+    assert make_call(residuals(store)) == [False]
+
+
+def test_the_note_is_empty_until_something_happened_and_stays() -> None:
+    store = ResidualStore(CPU, 2**20)
+    notes = []
+    for _ in range(5):
+        make_call(residuals(store), torch.nan)
+        notes.append(residuals(store).note)
+    assert notes == [""] * 3 + ["compression paused: numbers that are not finite"] * 2
+    small = ResidualStore(CPU, 300)
+    own = residuals(small)
+    assert make_call(own, channels=2) == [True, True]
+    assert make_call(own, channels=2) == []
+    assert own.note == "not compressed: 3.2e-07 GB of residual state do not fit into 3e-07 GB"
+    small.forget(["t"])
+    assert own.note == ""
