@@ -20,6 +20,7 @@ INTERFACE: Final = "eth0"
 """A rank's only way to the others, by this name in its own namespace."""
 BURST_BYTES: Final = 4096
 """What an idle link lets pass at once. As little as works: a compressed payload must not slip through for nothing."""
+PACKET_BYTES: Final = 1600
 QUEUE_BYTES: Final = 1 << 20
 _COMMAND_S: Final = 30
 
@@ -72,6 +73,8 @@ def _join(bridge: str, port: str, name: str, address: str, bits_per_s: float) ->
     _run("ip", "-n", name, "addr", "add", address, "dev", INTERFACE)
     for interface in (INTERFACE, "lo"):
         _run("ip", "-n", name, "link", "set", interface, "up")
+    # One packet at a time, as a wire has them: 64 KiB in one piece would keep every small message behind it waiting for as long as a whole payload.
+    _run("ip", "-n", name, "link", "set", INTERFACE, "gso_max_segs", "1", "gso_max_size", str(PACKET_BYTES))
     limit = ["rate", f"{bits_per_s:.0f}bit", "burst", str(BURST_BYTES), "limit", str(QUEUE_BYTES)]
     _run("tc", "-n", name, "qdisc", "replace", "dev", INTERFACE, "root", "tbf", *limit)
 

@@ -2,7 +2,7 @@
 
 CompactFusion's repository holds the mean over all layers of ``|x' - x| / |x|`` in 28 steps of FLUX.1-dev at 1024 x 1024 (Frobenius norms). Everything else
 is assumed, and written down here: rows and channels differ in size by up to ten each, a step goes partly in the direction of the step before, and
-directions are either white, which no low rank can hold, or of a spectrum that falls as one over the root of the rank.
+directions, but for these sizes, are either white, which no low rank can hold, or of a spectrum that falls as one over the root of the component's number.
 """
 
 from __future__ import annotations

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import cast
+
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from tutti.backend.compression.channel import Channel, Watch
 from tutti.backend.compression.codecs import CODECS, Codec
 from tutti.backend.compression.policy import PRESETS, Preset
 from tutti.backend.compression.state import MatrixShape, StateForm
 from tutti.backend.compression.store import ResidualCall
-from tutti.backend.parallel.exchange import Label
-from tutti.benchmarks.baselines import BASELINES, OwnersExact, exchange_of, pack_from_minimum
+from tutti.backend.parallel.exchange import Label, Move
+from tutti.backend.parallel.mesh import Axis, SequenceMesh
+from tutti.backend.parallel.pending import Pending
+from tutti.backend.parallel.plan import Plan
+from tutti.backend.parallel.transport import DirectTransport, Message
+from tutti.benchmarks.baselines import BASELINES, OwnersExact, StaleExchange, exchange_of, pack_from_minimum
 from tutti.benchmarks.quality.settings import Setting
 from tutti.kernels import low_rank
 
@@ -49,6 +58,59 @@ def both_ends(preset: Preset, steps: list[Tensor]) -> list[Tensor]:
 
 def error(ours: Tensor, exact: Tensor) -> float:
     return float((ours.float() - exact.float()).norm() / exact.float().norm())
+
+
+class Post(DirectTransport):
+    """Fake: all ranks in one process. What was sent between two of them arrives in its order, when somebody waits for it."""
+
+    def __init__(self, rank: int, boxes: dict[tuple[int, int], list[Tensor]]) -> None:
+        super().__init__("gloo")
+        self.rank, self.boxes = rank, boxes
+        self.expected: dict[int, int] = defaultdict(int)
+
+    def hop(
+        self, received: Sequence[Message], sent: Sequence[Message], group: ProcessGroup, after: Sequence[Pending] = ()
+    ) -> Pending:
+        for message in sent:
+            self.boxes[self.rank, message.rank].append(message.tensor.clone())
+        places = []
+        for message in received:
+            places.append((message, self.expected[message.rank]))
+            self.expected[message.rank] += 1
+        return Delivery(self, places)
+
+
+class Delivery:
+    def __init__(self, post: Post, places: list[tuple[Message, int]]) -> None:
+        self.post, self.places = post, places
+
+    def wait(self) -> None:
+        for message, number in self.places:
+            message.tensor.copy_(self.post.boxes[message.rank, self.post.rank][number])
+
+
+def test_the_stale_exchange_gives_every_ranks_keys_of_the_call_before_and_the_first_calls_at_once() -> None:
+    size, boxes = 3, defaultdict(list)
+    ranks = [Axis(tuple(range(size)), rank, cast(ProcessGroup, object())) for rank in range(size)]
+    alone = Axis((0,), 0, None)
+    meshes = [
+        SequenceMesh(Plan(ring=size), CPU, Post(rank, boxes), ulysses=alone, ring=axis, sequence=axis, cfg=alone)
+        for rank, axis in enumerate(ranks)
+    ]
+    travelling: list[dict] = [{} for _ in ranks]
+    for call in range(3):
+        exchanges = [StaleExchange(mesh, 7, left) for mesh, left in zip(meshes, travelling, strict=True)]
+        value = [torch.full((2, 1, 4, 2, 8), 10.0 * call + rank) for rank in range(size)]
+        parcels = [exchange.pack(own) for exchange, own in zip(exchanges, value, strict=True)]
+        for distance in range(1, size):
+            parcels = [
+                exchange.hop([Move(parcel=parcel, shift=1, landing=torch.empty_like(value[0]))])[0]
+                for exchange, parcel in zip(exchanges, parcels, strict=True)
+            ]
+            for rank, parcel in enumerate(parcels):
+                origin = (rank - distance) % size
+                assert parcel.label.origin == origin
+                assert (parcel.open() == 10.0 * max(call - 1, 0) + origin).all()
 
 
 @pytest.mark.parametrize("name", BASELINES)

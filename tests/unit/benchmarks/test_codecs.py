@@ -1,0 +1,80 @@
+"""The benchmark of payload formats: what is counted, the walks on which losses are measured, and what the closed loop makes of them."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from tutti.backend.compression.codecs import CODECS
+from tutti.backend.compression.state import MatrixShape
+from tutti.benchmarks import codecs
+from tutti.benchmarks.published_walk import CHANGES, SPECTRA, STEPS, changes, published_walk
+from tutti.benchmarks.report import read_targets
+
+CPU = torch.device("cpu")
+FLUX = MatrixShape(rows=1088, heads=24, head_dim=128)
+SMALL = MatrixShape(rows=24, heads=2, head_dim=32)
+
+
+def test_every_promised_ratio_is_counted_and_kept() -> None:
+    figures = [figure for name, codec in codecs.codecs().items() for figure in codecs.size_figures(name, codec, FLUX)]
+    targets = read_targets(codecs.BENCHMARK)
+    assert len(targets) == 6
+    assert not [text for target in targets if (text := target.shortfall(figures))]
+
+
+def test_a_key_frame_in_full_is_most_of_what_a_hundredfold_ratio_sends() -> None:
+    """The published accounts: 10.3, 6.35 and 22 for whole trajectories."""
+    raw = STEPS * codecs.raw_bytes(FLUX)
+    ratios = [
+        raw / codecs.trajectory_bytes(CODECS[name], FLUX, key="raw") for name in ("binary", "quaternary", "low-rank")
+    ]
+    assert ratios == pytest.approx([10.3, 6.35, 22], rel=0.01)
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_a_walk_changes_as_published_and_keeps_its_length(spectrum: str) -> None:
+    walk = list(published_walk(40, 30, device=CPU, spectrum=spectrum))
+    assert len(walk) == STEPS == 28
+    shares = [float((b - a).norm() / a.norm()) for a, b in itertools.pairwise(walk)]
+    assert shares == pytest.approx(list(CHANGES), rel=1e-3)
+    assert [float(x.norm() / walk[0].norm()) for x in walk] == pytest.approx([1.0] * STEPS, rel=1e-3)
+
+
+def test_a_walk_of_another_length_has_the_same_pace() -> None:
+    assert changes(STEPS) == pytest.approx(list(CHANGES))
+    assert [len(changes(steps)) for steps in (1, 2, 3, 5, 50)] == [0, 1, 2, 4, 49]
+    assert (changes(9)[0], changes(9)[-1]) == pytest.approx((CHANGES[0], CHANGES[-1]))
+
+
+def test_a_falling_spectrum_is_one_that_a_low_rank_can_hold() -> None:
+    def missed(spectrum: str) -> float:
+        first, second = published_walk(200, 180, steps=2, device=CPU, spectrum=spectrum)
+        energies = torch.linalg.svdvals(second - (second * first).sum() / first.square().sum() * first).square()
+        return float(energies[32:].sum() / energies.sum())
+
+    assert missed("falling") < 0.6 * missed("white")
+
+
+def test_the_closed_loop_loses_less_with_more_bits_and_nothing_raw() -> None:
+    def errors(name: str) -> list[float]:
+        return codecs.closed_loop_errors(
+            codecs.codecs()[name], published_walk(SMALL.rows, SMALL.channels, device=CPU), SMALL
+        )
+
+    names = ("naive-1bit", "binary", "ternary", "quaternary", "int4", "int8", "raw")
+    means = [sum(errors(name)) / STEPS for name in names]
+    assert means == sorted(means, reverse=True)
+    assert means[-1] == 0
+    assert len(errors("binary")) == STEPS
+    assert errors("binary")[0] == errors("key-int4")[0], "a key frame comes first"
+
+
+def test_every_codec_is_timed_and_judged() -> None:
+    figures = codecs.measure([SMALL], rounds=1, device=CPU)
+    assert {figure.case for figure in figures} == {codecs.case_of(name, SMALL) for name in codecs.codecs()}
+    assert all(figure.value > 0 for figure in figures if figure.unit == "ms")
+    shares = [figure.case for figure in figures if figure.metric.startswith("hashes")]
+    assert codecs.case_of("quaternary", SMALL) in shares
+    assert codecs.case_of("raw", SMALL) not in shares
