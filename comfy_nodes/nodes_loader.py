@@ -19,7 +19,7 @@ COMPRESSION_TOOLTIP: Final = (
     "and the node says by how much. off: exact, unless the daemon was started with a compression."
 )
 _PART: Final = r"([a-z]+=[0-9]+|(schedule|codec|compression)=[a-z0-9-]+)"
-_PLAN: Final = re.compile(rf"({AUTO}|{_PART})(,{_PART})*")
+_PLAN: Final = re.compile(rf"{AUTO}(,compression=[a-z]+)?|{_PART}(,{_PART})*")
 
 
 def compression_input() -> Any:

@@ -21,7 +21,7 @@ from .state import MatrixShape, ResidualState, StateForm
 HEADER_WORDS = 2
 """int64: number of the transfer, hash of the bases before it."""
 HEADER_BYTES = 8 * HEADER_WORDS
-MEASURED_ONE_OF = 16
+MEASURED_ONE_OF = 8
 """How seldom a channel's error is measured: it takes a pass over the matrix."""
 ALIGNMENT = 16
 """Sections of a payload begin at multiples of so many bytes: vector loads, and views as wider numbers."""
@@ -107,7 +107,7 @@ def _aligned(size: int) -> int:
 
 
 class Channel:
-    """One end of a channel; the sender has one too, and works with what it decodes."""
+    """One end of a channel. The sender has one too, and knows by it what the others have."""
 
     def __init__(
         self,
@@ -128,8 +128,8 @@ class Channel:
         self._device = device
         self._watch = watch
         self._transfers = 0
-        self._turn = watch.next_turn()
-        """In which of its transfers this channel is measured: channels take turns."""
+        self._turn: int | None = None
+        """In which of its transfers a sender is measured: channels take turns."""
 
     @property
     def is_empty(self) -> bool:
@@ -147,10 +147,10 @@ class Channel:
             codec.encode(x_NC, state, section)
             for x_NC, state, section in zip(tensors, self.states, sections, strict=True)
         ]
-        # Here too: what a rank keeps for itself nobody else decodes.
+        # Here too: the sender knows it first.
         self._watch.saw(is_broken=self._is_broken(sections, codec))
-        if self._transfers % MEASURED_ONE_OF == self._turn:
-            self._watch.lost(tensors[0], values[0])
+        if not codec.is_key:  # its loss is not the residual codec's
+            self._measure(tensors, values)
         return payload, values
 
     def decode(self, payload: Tensor, codec: Codec) -> list[Tensor]:
@@ -160,6 +160,15 @@ class Channel:
         values = [codec.decode_into(section, state) for state, section in zip(self.states, sections, strict=True)]
         self._watch.saw(is_mismatch=is_mismatch, is_broken=self._is_broken(sections, codec))
         return values
+
+    def _measure(self, tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        """What this transfer lost, if it is its turn: of one of its tensors after the other."""
+        if self._turn is None:
+            self._turn = self._watch.next_turn()
+        times, turn = divmod(self._transfers, MEASURED_ONE_OF)
+        if turn == self._turn:
+            which = (times + self._turn) % len(tensors)
+            self._watch.lost(tensors[which], values[which])
 
     def hash(self) -> Tensor:
         """Of what both ends know: int64 of no dimension."""

@@ -82,6 +82,8 @@ class ResidualStore:
         self.evictions = 0
         """Trajectories dropped for want of room so far: equal on all ranks, or they are out of step."""
         self._device = device
+        self._forgotten_bytes = 0
+        """Of the ledger, since the last call: a rank may have had no room for part of that call because of them."""
         self._kept: OrderedDict[str, Kept] = OrderedDict()
         """The one that ran last is the last."""
 
@@ -156,6 +158,13 @@ class ResidualStore:
         channels = kept.branches.setdefault(branch, {})
         return ResidualCall(channels, preset, self._device, kept.watch, partial(kept.take, room))
 
+    def pass_over(self, trajectory: str, *, largest_bytes: int, is_key: bool) -> None:
+        """A model call that is not compressed although its trajectory may be again: what the ranks told before it holds all the same."""
+        if (last := self._last) is not None:
+            last.largest_bytes = largest_bytes
+        if is_key and (kept := self._kept.get(trajectory)) is not None:
+            kept.branches.clear()
+
     @property
     def _ledger_bytes(self) -> int:
         return sum(kept.largest_bytes for kept in self._kept.values())
@@ -190,7 +199,8 @@ class ResidualStore:
     def forget(self, trajectories: Iterable[str]) -> None:
         """They have ended, or were cancelled. Ids that are not known are passed over."""
         for trajectory in trajectories:
-            self._kept.pop(trajectory, None)
+            kept = self._kept.pop(trajectory, None)
+            self._forgotten_bytes += 0 if kept is None else kept.largest_bytes
 
 
 def _gigabytes(size: int) -> str:

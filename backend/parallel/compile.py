@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -172,8 +172,8 @@ class CompiledNetwork:
         self._compiler = compiler
         self._decided = False
         self._shape: Hashable = None
-        self._proven: set[Hashable] = set()
-        """Shapes of calls that ran compiled to their end."""
+        self._runs: Counter[Hashable] = Counter()
+        """Shape -> calls that ran compiled to their end."""
         self._regions = regions
         for region in regions:
             region.forward = Region(self, region)
@@ -187,7 +187,7 @@ class CompiledNetwork:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         yield
         if self.runs_compiled:
-            self._proven.add(self._shape)
+            self._runs[self._shape] += 1
 
     def remove(self) -> None:
         """Leave the network as it was."""

@@ -122,7 +122,6 @@ def decide(rows: Sequence[Sequence[int]], *, counts: bool = False) -> Decision:
             rank reports, or residual state that was dropped on some ranks only.
     """
     _check_same_place(rows, counts)
-    residuals = _residuals(rows)
     errors = [row[4] for row in rows]
     if any(errors):
         if len(set(errors)) > 1 or not 0 < errors[0] <= len(_ERROR_CODES):
@@ -133,6 +132,7 @@ def decide(rows: Sequence[Sequence[int]], *, counts: bool = False) -> Decision:
     asked = {row[3] for row in rows}
     if not asked <= {Action.CONTINUE, Action.CANCEL, Action.DRAIN}:
         raise OutOfStep(f"a rank asks for an unknown action: {sorted(asked)}")
+    residuals = _residuals(rows)  # behind the errors: a rank that reports one tells nothing of its state
     action = next((action for action in (Action.CANCEL, Action.DRAIN) if action in asked), Action.CONTINUE)
     return Decision(action=action, error="", residuals=residuals)
 

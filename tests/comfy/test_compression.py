@@ -78,7 +78,7 @@ def test_a_loop_that_runs_in_comfyui_says_so_too(stock: Stock, comfy: ComfyServe
 @pytest.mark.parametrize(
     ("inputs", "says"),
     [
-        ({"compression": "zip"}, "Set compression to one of off, fast, balanced, small"),
+        ({"compression": "zip"}, "Set compression to one of off, auto, fast, balanced, small"),
         ({"compression": "small", "plan": "ulysses=2,compression=fast"}, "Name one compression"),
     ],
 )
