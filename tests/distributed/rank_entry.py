@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tutti.backend.compression.store import ResidualCall
 from tutti.backend.models.adapter import Option
 from tutti.backend.models.registry import ResidentModel, load_model
 from tutti.backend.parallel import usp
@@ -88,7 +89,12 @@ class FaultAdapter(NullAdapter):
         self.mesh = mesh
 
     def velocity(
-        self, x: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor], options: Mapping[str, Option]
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        conditioning: Mapping[str, Tensor],
+        options: Mapping[str, Option],
+        residuals: ResidualCall | None = None,
     ) -> Tensor:
         call, FaultAdapter.calls = FaultAdapter.calls, FaultAdapter.calls + 1
         time.sleep(float(options.get("call_s", 0)))
@@ -120,7 +126,11 @@ def load(path: Path, *, dtype: torch.dtype, device: torch.device, **how: Any) ->
     whole = model.adapter.velocity
 
     def velocity(
-        x: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor], options: Mapping[str, Option]
+        x: Tensor,
+        timestep: Tensor,
+        conditioning: Mapping[str, Tensor],
+        options: Mapping[str, Option],
+        residuals: ResidualCall | None = None,
     ) -> Tensor:
         is_held = bool(armed("call"))  # before the diary says that the call has begun
         held = {"x": x, "timestep": timestep}
@@ -128,7 +138,7 @@ def load(path: Path, *, dtype: torch.dtype, device: torch.device, **how: Any) ->
         start_s = time.monotonic()
         if is_held:
             WatchedLink.current.wait_for_word()
-        answer = whole(x, timestep, conditioning, options)
+        answer = whole(x, timestep, conditioning, options, residuals)
         with CALLS.open("a") as file:
             file.write(f"{start_s} {time.monotonic()}\n")
         return answer
