@@ -82,8 +82,6 @@ class ResidualStore:
         self.evictions = 0
         """Trajectories dropped for want of room so far: equal on all ranks, or they are out of step."""
         self._device = device
-        self._forgotten_bytes = 0
-        """Of the ledger, since the last call: a rank may have had no room for part of that call because of them."""
         self._kept: OrderedDict[str, Kept] = OrderedDict()
         """The one that ran last is the last."""
 
@@ -199,8 +197,7 @@ class ResidualStore:
     def forget(self, trajectories: Iterable[str]) -> None:
         """They have ended, or were cancelled. Ids that are not known are passed over."""
         for trajectory in trajectories:
-            kept = self._kept.pop(trajectory, None)
-            self._forgotten_bytes += 0 if kept is None else kept.largest_bytes
+            self._kept.pop(trajectory, None)
 
 
 def _gigabytes(size: int) -> str:

@@ -131,12 +131,8 @@ class Runner:
 
 
 def spoil(layers: list[list[Tensor]], shares: list[int], which: str) -> None:
-    """One number of the first layer's first head is NaN: of rank 1's first key, or of a query that rank 0 keeps for itself under every plan."""
-    q, k, _ = layers[0]
-    if which == "k":
-        k[0, shares[0], 0, 3] = torch.nan
-    else:
-        q[0, 0, 0, 3] = torch.nan
+    """One number of the first layer's first head is NaN: of rank 1's first key or query."""
+    layers[0]["qk".index(which)][0, shares[0], 0, 3] = torch.nan
 
 
 def main() -> None:

@@ -207,6 +207,19 @@ def test_it_is_dropped_too_where_room_came_free_before_it_was_known() -> None:
     assert send(begin(store, "b"), "k", "l") == [False, False]
 
 
+def test_what_is_told_before_a_call_that_is_passed_over_holds_all_the_same() -> None:
+    store = a_store(2)
+    for name in "tu":
+        send(begin(store, name), "k")
+    store.pass_over("u", largest_bytes=store.last_bytes, is_key=False)
+    assert send(begin(store, "u"), "k") == [False], "the control"
+    store.pass_over("u", largest_bytes=store.last_bytes, is_key=True)
+    assert send(begin(store, "u"), "k", "l") == [True, True]
+    store.pass_over("t", largest_bytes=store.last_bytes, is_key=False)
+    assert send(begin(store, "t"), "k") == [False]
+    assert store.bytes_of("u") == 0, "its call went over the limit"
+
+
 def test_a_trajectory_whose_numbers_are_never_finite_is_compressed_no_more_and_says_so() -> None:
     store = a_store()
     compressed = []

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from tutti.backend.compression.policy import Preset
+from tutti.backend.compression.state import MatrixShape
 from tutti.backend.compression.store import ResidualCall, ResidualStore
 from tutti.backend.parallel.exchange import Exchange, HeadCodec, Label, RawCodec
 from tutti.backend.parallel.mesh import Axis, SequenceMesh
@@ -119,8 +120,8 @@ def test_the_all_to_all_brings_every_token_and_head_to_where_the_raw_one_does() 
         assert second < first
 
 
-def test_a_hop_decodes_to_what_its_owner_works_with_and_has_the_size_that_was_expected() -> None:
-    """Two lanes, and payloads that are asked for a hop before they are decoded, as two ahead does."""
+def test_a_hop_decodes_to_what_its_owner_knows_the_others_have_and_has_the_size_that_was_expected() -> None:
+    """The owner works with its own numbers. Two lanes, and payloads that are asked for a hop before they are decoded, as two ahead does."""
     owner, other = (ResidualStore(CPU, 2**30) for _ in range(2))
     for preset in (EXACT_AT_FIRST, SMALL):
         for step in range(3):
@@ -134,9 +135,10 @@ def test_a_hop_decodes_to_what_its_owner_works_with_and_has_the_size_that_was_ex
                 assert expected[lane].shape == payload.shape
                 expected[lane].copy_(payload)
                 got = receiver.decode(expected[lane], landings[lane], Label(2, lane))
-                assert all(same_bits(a, b) for a, b in zip(known, got, strict=True))
+                assert known is values[lane]
                 if step == 0 and preset is EXACT_AT_FIRST:
                     assert all(same_bits(a, b) for a, b in zip(got, values[lane], strict=True))
+            assert owner.hashes(preset.name) == other.hashes(preset.name)
         assert other.look(preset.name).mismatches == 0
 
 
@@ -150,14 +152,30 @@ def test_a_value_of_one_layer_is_not_touched_by_transfers_of_another_lane_origin
         return begun
 
     value, another = torch.stack(tensors(0)[1:]), torch.stack(tensors(9)[1:])
+
+    def get(call: ResidualCall, layer: int, label: Label, value: Tensor) -> tuple[Tensor, ...]:
+        """What arrives, from an owner who is always at his first call."""
+        begun = ResidualStore(CPU, 2**30).begin_call("t", 0, EXACT_AT_FIRST, largest_bytes=0)
+        assert begun is not None
+        return tuple(ResidualHops(call, layer).decode(ResidualHops(begun, layer).encode(value, label)[0], value, label))
+
     first = call()
-    _, known = ResidualHops(first, layer=1).encode(value, Label(0, 0))
+    known = get(first, 1, Label(0, 0), value)
     kept = [x.clone() for x in known]
     for layer, part, label in [(1, 0, Label(0, 1)), (1, 0, Label(1, 0)), (2, 0, Label(0, 0)), (1, 1, Label(0, 0))]:
-        ResidualHops(first.part(part), layer).encode(another, label)
+        get(first.part(part), layer, label, another)
         assert all(same_bits(a, b) for a, b in zip(known, kept, strict=True))
-    ResidualHops(call(), layer=1).encode(another, Label(0, 0))
-    assert not all(same_bits(a, b) for a, b in zip(known, kept, strict=True)), "the control: the next call does"
+    again = store.begin_call("t", 0, EXACT_AT_FIRST, largest_bytes=0, is_key=True)
+    assert again is not None
+    get(again, 1, Label(0, 0), another)
+    assert all(same_bits(a, b) for a, b in zip(known, kept, strict=True)), "nor by those that begin anew"
+    held = get(again, 2, Label(0, 0), value)
+    channel, codec = again.channel((2, "ring", 0, 0), [MatrixShape(rows=14, heads=6, head_dim=5)] * 2, value.dtype)
+    channel.encode([x.flatten(0, 1).flatten(1) for x in another], codec)
+    kept, known = [x.clone() for x in value], held
+    assert not all(same_bits(a, b) for a, b in zip(known, kept, strict=True)), (
+        "the control: the next transfer of its channel does"
+    )
 
 
 @pytest.mark.parametrize("lane", [0, 1])
