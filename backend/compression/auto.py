@@ -3,7 +3,7 @@
 Both are decided from numbers that all ranks have told one another before the call (:class:`Told`), by pure functions: every rank comes to the same.
 
 **Whether it pays** is timed, not computed. The first calls of a kind travel as they are, the next ones compressed; whichever was faster on the slowest rank stays,
-for later trajectories of the same kind too. Compression must win by :data:`WORTH`, so that where links do not decide nothing is lost but some calls.
+for all trajectories of that kind. Compression must win by :data:`WORTH`, so that where links do not decide nothing is lost but some calls.
 
 **How many bits**: the fewest that keep the error within the budget. What the last call lost, at its codec, says what the next one would lose at
 another (:data:`LOSS`): residuals shrink in the middle of a trajectory and grow at its ends, and the bits follow them (reverse water-filling).
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from .policy import Preset
@@ -26,10 +26,8 @@ BUDGET: Final = 0.05
 """Relative error of keys and values that ``auto`` allows."""
 WORTH: Final = 0.97
 """A compressed call must take at most this share of an uncompressed one's time."""
-WARM: Final = 1
-"""Calls of either sort that are not timed, because something is done for the first time."""
 TIMED: Final = 2
-"""Calls of either sort that are timed; the fastest counts."""
+"""Calls of either sort that are timed, behind a first one that is not; the fastest counts."""
 KINDS_KNOWN: Final = 64
 """Kinds of calls whose verdict is remembered."""
 
@@ -52,60 +50,84 @@ def codec_within(budget: float, *, current: str, error: float) -> str:
     return next((name for name in LADDER if of_residual * LOSS[name] <= budget), LADDER[-1])
 
 
-class Verdicts:
-    """For which kinds of calls compression pays. One for all trajectories of a rank."""
+@dataclass(slots=True)
+class Trial:
+    """What is known of one kind of calls."""
+
+    plain_us: list[int] = field(default_factory=list)
+    compressed_us: list[int] = field(default_factory=list)
+    warmed_up: set[str] = field(default_factory=set)
+    """Of ``plain`` and ``compressed``: what ran before, untimed."""
+    pays: bool | None = None
+    """The verdict; ``None`` before there is one."""
+
+    def decide(self) -> None:
+        """Come to a verdict, if enough was timed."""
+        if self.pays is None and len(self.plain_us) >= TIMED and len(self.compressed_us) >= TIMED:
+            self.pays = min(self.compressed_us) <= WORTH * min(self.plain_us)
+
+
+class Trials:
+    """By kind of calls; one for all trajectories of a rank, so that jobs of a few steps come to a verdict together."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[Hashable, bool] = OrderedDict()
+        self._known: OrderedDict[Hashable, Trial] = OrderedDict()
 
-    def of(self, kind: Hashable) -> bool | None:
-        """Whether it pays; ``None`` before it was timed."""
-        return self._known.get(kind)
-
-    def keep(self, kind: Hashable, *, pays: bool) -> None:
-        """Remember it."""
-        self._known[kind] = pays
+    def of(self, kind: Hashable) -> Trial:
+        """That of a kind, new if need be."""
+        trial = self._known.setdefault(kind, Trial())
+        self._known.move_to_end(kind)
         if len(self._known) > KINDS_KNOWN:
             self._known.popitem(last=False)
+        return trial
 
 
 class AutoPolicy:
     """What one trajectory's calls do, in order. Each rank has one, and all of them the same."""
 
-    def __init__(self, preset: Preset, verdicts: Verdicts, budget: float = BUDGET) -> None:
+    def __init__(self, preset: Preset, trials: Trials, budget: float = BUDGET) -> None:
         """``preset``: where the bits begin, and what a state keeps."""
         self._preset = preset
-        self._verdicts = verdicts
+        self._trials = trials
         self._budget = budget
-        self._plain_us: list[int] = []
-        self._compressed_us: list[int] = []
+        self._begun: set[Hashable] = set()
+        """Branches whose key frames went out."""
         self._timed: list[int] | None = None
         """Where the duration of the call before goes."""
         self.says = ""
         """Why the last call was not compressed, for people; empty where it was."""
 
-    def next(self, kind: Hashable, told: Told) -> Preset | None:
-        """How the next call, of this kind, is encoded; ``None``: not at all."""
+    def next(self, kind: Hashable, branch: Hashable, told: Told) -> Preset | None:
+        """How the next call is encoded; ``None``: not at all.
+
+        ``kind``: what calls have in common that take as long as one another, the same on all ranks. ``branch``: whose call it is, on this rank.
+        """
         if self._timed is not None:
             self._timed.append(told.call_us)
         residual = codec_within(self._budget, current=self._preset.residual, error=told.error)
         self._preset = replace(self._preset, residual=residual)
-        self._timed = self._trial(kind) if self._verdicts.of(kind) is None else None
-        if self._timed is self._plain_us:
-            self.says = "not compressed yet: calls are timed without it first"
-        elif self._verdicts.of(kind) is False:
-            self.says = "not compressed: calls are faster without it"
-        else:
-            self.says = ""
-        return None if self.says else self._preset
+        trial = self._trials.of(kind)
+        trial.decide()
+        self.says, self._timed = self._plain(trial)
+        if self.says:
+            return None
+        if trial.pays is None and branch in self._begun:
+            self._timed = self._warm(trial, "compressed", trial.compressed_us)
+        self._begun.add(branch)  # a key frame, which is not timed
+        return self._preset
 
-    def _trial(self, kind: Hashable) -> list[int] | None:
-        """Where the time of the next call goes; ``None`` where enough were timed, and there is a verdict."""
-        if len(self._plain_us) < WARM + TIMED:
-            return self._plain_us
-        # A key frame, which is one more thing that is done for the first time, and then differences.
-        if len(self._compressed_us) < 1 + WARM + TIMED:
-            return self._compressed_us
-        pays = min(self._compressed_us[1 + WARM :]) <= WORTH * min(self._plain_us[WARM:])
-        self._verdicts.keep(kind, pays=pays)
+    def _plain(self, trial: Trial) -> tuple[str, list[int] | None]:
+        """Why the next call is not compressed, and where its time goes."""
+        if trial.pays is False:
+            return "not compressed: calls are faster without it", None
+        if trial.pays is None and len(trial.plain_us) < TIMED:
+            return "not compressed yet: calls are timed without it first", self._warm(trial, "plain", trial.plain_us)
+        return "", None
+
+    @staticmethod
+    def _warm(trial: Trial, sort: str, times: list[int]) -> list[int] | None:
+        """Where the time of a call of this sort goes: not the first one's."""
+        if sort in trial.warmed_up:
+            return times
+        trial.warmed_up.add(sort)
         return None

@@ -208,8 +208,10 @@ class CompiledNetwork:
 
     @property
     def on_trial(self) -> bool:
-        """Whether no call of the running one's shape has run compiled to its end. A whole network never is: its gather cannot be repeated."""
-        return self._compiler.mode != WHOLE and self._shape not in self._proven
+        """Whether calls of the running one's shape still do something for the first time: CUDA graphs are recorded in the second. A
+        whole network never is on trial: its gather cannot be repeated."""
+        first = 2 if self._compiler.mode == GRAPHS else 1
+        return self._compiler.mode != WHOLE and self._runs[self._shape] < first
 
     def give_up(self, region: str, error: Exception) -> None:
         """This kind of region runs eager from now on."""

@@ -89,6 +89,11 @@ class Plan:
         return self.codec == CODECS[0] and self.compression == COMPRESSIONS[0]
 
     @property
+    def can_compress(self) -> bool:
+        """Whether its codec and schedule go with a compression."""
+        return self.codec == CODECS[0] and self.schedule in COMPRESSED_SCHEDULES
+
+    @property
     def exchanges(self) -> bool:
         """Whether attentions exchange anything: neither one rank does, nor ranks that have a branch each."""
         return self.ring > 1 or self.ulysses > 1

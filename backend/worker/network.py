@@ -18,6 +18,8 @@ from .residuals import TrajectoryResiduals
 CONCAT = "concat"
 """Conditioning of this name joins x along the channels, before the network."""
 
+Shapes = tuple[tuple[int, ...], ...]
+
 _KEPT_DTYPES = (torch.int32, torch.int64)
 
 
@@ -63,9 +65,13 @@ class GatedNetwork:
             JobCancelled, Draining: on every rank alike, between two calls.
         """
 
+        shapes = tuple(
+            sorted(tuple(call.x.shape) for call in calls)
+        )  # of all: on other ranks it may be another one's turn
+
         def compute(index: int) -> Tensor:
             call = calls[index]
-            return self(call.x, call.timestep, call.conditioning, call.options, branch=call.branch)
+            return self(call.x, call.timestep, call.conditioning, call.options, branch=call.branch, shapes=shapes)
 
         return compute_branches(
             self._mesh, [self._model.adapter.answer_shape(tuple(call.x.shape)) for call in calls], compute
@@ -86,12 +92,20 @@ class GatedNetwork:
         return repeated
 
     def __call__(
-        self, x: Tensor, timestep: Tensor, conditioning: Conditioning, options: Options, *, branch: Hashable
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        conditioning: Conditioning,
+        options: Options,
+        *,
+        branch: Hashable,
+        shapes: Shapes | None = None,
     ) -> Tensor:
         """The velocity at ``x`` ``[batch, channels, height, width]`` as float32, for ``timestep`` float32 ``[batch]``.
 
         ``conditioning`` comes from :meth:`prepare`; ``x`` and concatenated channels are cast to the compute dtype, the timestep is
-        not, as in ComfyUI's ``BaseModel._apply_model``.
+        not, as in ComfyUI's ``BaseModel._apply_model``. ``branch``: which of the trajectory's it is. ``shapes``: of every x that ranks are
+        computing with at this time, where that may not be this one.
 
         Raises:
             JobCancelled, Draining: on every rank alike, instead of the call.
@@ -102,9 +116,10 @@ class GatedNetwork:
             x = torch.cat((x, conditioning[CONCAT]), dim=1)
             inputs = {name: tensor for name, tensor in conditioning.items() if name != CONCAT}
         self._gate.enter()
-        residuals = (
-            None if self._residuals is None else self._residuals.of_call(branch, self._gate.residuals, tuple(x.shape))
-        )
+        residuals = None
+        if self._residuals is not None:
+            kind = self._model.family, self._model.num_heads, self._model.dtype, shapes or (tuple(x.shape),)
+            residuals = self._residuals.of_call(branch, self._gate.residuals, kind)
         velocity = self._model.adapter.velocity(x, timestep, inputs, options, residuals)
         self._when_launched()
         return velocity.float()

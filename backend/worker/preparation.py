@@ -134,7 +134,10 @@ def requested_plan(on: ModelRef, default: str) -> tuple[Plan | None, str]:
     own, compression = split_compression(on.plan)
     of_daemon, usual = split_compression(default)
     text = own or of_daemon
-    return None if text in ("", AUTO) else Plan.parse(text), compression or usual
+    plan = None if text in ("", AUTO) else Plan.parse(text)
+    if not compression and own and plan is not None and not plan.can_compress:
+        return plan, ""  # the job's own plan says otherwise
+    return plan, compression or usual
 
 
 def what_is_left_out(plan: Plan, compression: str) -> str:

@@ -42,7 +42,7 @@ def run_rank(load: Loader = load_model) -> None:
         group = _join(settings)
         memory = Memory(group.device, settings.ranks_on_device)
         models = ResidentModels(load, memory, budget_bytes=memory.budget_bytes, shared_folder=settings.shared_folder)
-        residuals = open_store(group)
+        residuals = open_store(group, settings.ranks_on_device)
         link = BrokerLink(settings.endpoint, f"rank-{settings.rank}-{settings.incarnation}".encode(), stop)
         link.send(_hello(settings, group))
     except Exception as error:

@@ -10,7 +10,7 @@ from typing import Final
 import psutil
 import torch
 
-from ..compression.auto import AutoPolicy, Told, Verdicts
+from ..compression.auto import AutoPolicy, Told, Trials
 from ..compression.policy import AUTO, AUTO_BEGINS, PRESETS, Preset
 from ..compression.store import ResidualCall, ResidualStore
 from ..parallel.group import CONTROL_WORDS, WorkerGroup
@@ -22,10 +22,10 @@ SHARE: Final = 0.25
 """Of the memory that residual state may take: a GPU's, or of a host's own the part of one rank."""
 
 
-def open_store(group: WorkerGroup) -> ResidualStore:
+def open_store(group: WorkerGroup, ranks_on_device: int) -> ResidualStore:
     """A store with the same bound on every rank, that of the smallest device: what one evicts all must. Collective."""
     if group.device.type == "cuda":
-        own = int(SHARE * torch.cuda.get_device_properties(group.device).total_memory)
+        own = int(SHARE * torch.cuda.get_device_properties(group.device).total_memory / ranks_on_device)
     else:
         own = int(SHARE * psutil.virtual_memory().total / group.world_size)
     everyone = group.exchange_control(torch.full((CONTROL_WORDS,), own))()
@@ -35,19 +35,19 @@ def open_store(group: WorkerGroup) -> ResidualStore:
 class TrajectoryResiduals:
     """What is kept of one trajectory's exchange from call to call."""
 
-    def __init__(self, store: ResidualStore, verdicts: Verdicts, trajectory: str, plan: Plan) -> None:
+    def __init__(self, store: ResidualStore, trials: Trials, trajectory: str, plan: Plan) -> None:
         """``plan``: one that compresses."""
         self._store = store
         self._trajectory = trajectory
-        self._auto = AutoPolicy(PRESETS[AUTO_BEGINS], verdicts) if plan.compression == AUTO else None
-        self._preset: Preset | None = None if self._auto else PRESETS[plan.compression]
+        self._auto = AutoPolicy(PRESETS[AUTO_BEGINS], trials) if plan.compression == AUTO else None
+        self._preset: Preset | None = None
         """Of the running call, or the last one; ``None``: it was not compressed."""
         self._wants_key = self._is_broken = False
         self._began_s: float | None = None
         self._told = ResidualNews()
         self.compression = plan.compression
-        # Turns of an Evaluate may have other degrees each. What ranks knew of one another in one split says nothing in another.
         self.split = plan.split
+        """Of the running turn: those of an Evaluate may have other degrees each. What ranks knew of one another in one split says nothing in another."""
         self.savings = Savings()
 
     @property
@@ -58,13 +58,17 @@ class TrajectoryResiduals:
     @property
     def lines(self) -> list[str]:
         """What a running job's node is told."""
-        return [line for line in (self.savings.line, self._auto.says if self._auto else "", self.note) if line]
+        return [line for line in (self.savings.line, self._says, self.note) if line]
 
     @property
     def summary(self) -> list[str]:
         """What is told at the end, by this rank: the figures, and what went wrong."""
         figures = self.savings.summary(self._store.bytes_of(self._trajectory))
-        return [f"{self.compression}: {figures}", *filter(None, [self.note])]
+        return [f"{self.compression}: {figures}", *filter(None, [self._says, self.note])]
+
+    @property
+    def _says(self) -> str:
+        return self._auto.says if self._auto else ""
 
     def look(self) -> None:
         """Take in what happened since the last look. Asked before a call and after the last one, so that a trajectory never
@@ -73,6 +77,7 @@ class TrajectoryResiduals:
         if self._began_s is not None:
             call_us = max(1, round(1e6 * (time.perf_counter() - self._began_s)))
             self._told, self._began_s = ResidualNews(call_us=call_us, error_ppm=round(1e6 * seen.error)), None
+            self.savings.count_call(compressed=seen.payload_bytes > 0)
         self._wants_key |= bool(seen.mismatches or seen.broken)
         self._is_broken |= bool(seen.broken)
         self.savings.add(seen)
@@ -93,13 +98,12 @@ class TrajectoryResiduals:
     def of_call(self, branch: Hashable, agreed: ResidualNews, kind: Hashable) -> ResidualCall | None:
         """The residual side of a call, in the light of what all ranks said before it; ``None`` where values are to travel.
 
-        ``kind``: of the call, for ``auto``, which times some calls of a kind before it decides.
+        ``kind``: what ``auto`` times apart; the same on all ranks.
         """
-        if self._auto is not None:
-            told = Told(call_us=agreed.call_us, error=agreed.error_ppm / 1e6)
-            self._preset = self._auto.next(kind, told)
         self._began_s = time.perf_counter()
+        self._preset = self._preset_of(branch, agreed, (kind, self.split))
         if self._preset is None:
+            self._store.pass_over(self._trajectory, largest_bytes=agreed.state_bytes, is_key=agreed.wants_key)
             return None
         return self._store.begin_call(
             self._trajectory,
@@ -110,13 +114,20 @@ class TrajectoryResiduals:
             is_broken=agreed.is_broken,
         )
 
+    def _preset_of(self, branch: Hashable, agreed: ResidualNews, kind: Hashable) -> Preset | None:
+        if self._auto is None:
+            return PRESETS[self.compression]
+        if self.note:  # what is not compressed any more says nothing about how fast compressed calls are
+            return None
+        return self._auto.next(kind, branch, Told(call_us=agreed.call_us, error=agreed.error_ppm / 1e6))
+
 
 class Residuals:
     """The residual side of every trajectory that this rank has begun."""
 
     def __init__(self, store: ResidualStore) -> None:
         self._store = store
-        self._verdicts = Verdicts()
+        self._trials = Trials()
         self._open: dict[str, TrajectoryResiduals] = {}
 
     def of(self, plan: Plan, trajectory: str) -> TrajectoryResiduals | None:
@@ -124,8 +135,9 @@ class Residuals:
         if plan.compression == COMPRESSIONS[0]:
             return None
         known = self._open.get(trajectory)
-        if known is None or (known.compression, known.split) != (plan.compression, plan.split):
-            known = self._open[trajectory] = TrajectoryResiduals(self._store, self._verdicts, trajectory, plan)
+        if known is None or known.compression != plan.compression:
+            known = self._open[trajectory] = TrajectoryResiduals(self._store, self._trials, trajectory, plan)
+        known.split = plan.split
         return known
 
     def forget(self, trajectories: Iterable[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from tutti.backend.wire.messages import Evaluated, Result
 
 from tests.support.checkpoints import write_tiny_flux
 from tests.support.parity import FP32_TOLERANCE, relative_error
-from tests.support.rank_leg import RankGroup, running, sample_of, sample_tensors
+from tests.support.rank_leg import RankGroup, Turn, running, sample_of, sample_tensors
 from tests.support.reference_flux import ReferenceFlux
 from tests.support.trajectories import Loop, conditioning, x_of
 
@@ -123,3 +124,33 @@ def test_uploads_of_a_refused_turn_are_not_kept(group: RankGroup, checkpoint: Pa
     too_narrow = conditioning(7) | {"context": torch.zeros(1, 6, 63)}
     assert set(loop.evaluate([(x_of(1), 0.5, too_narrow)]).refused) == {0, 1}
     assert {refused.code for refused in loop.evaluate([(x_of(1), 0.5, too_narrow)]).refused.values()} == {"bad_request"}
+
+
+def test_turns_that_exchange_differences_heal_and_do_not_answer_for_other_jobs(
+    group: RankGroup, checkpoint: Path, network: ReferenceFlux
+) -> None:
+    """NaN in one turn, another job and other degrees in between; a repeated turn tells of the one before as it starts, early."""
+    named = conditioning(1)
+    first = Loop(group, checkpoint, plan="ulysses=2,compression=fast")
+    other = Loop(group, checkpoint, plan="ulysses=2,compression=fast")
+    bad = x_of(1)
+    bad[0, 0, 0, 0] = torch.nan
+
+    def out(turn: Turn) -> Tensor:
+        assert isinstance(turn.answer, Evaluated)
+        return turn.tensors["call.0.out"]
+
+    def error(turn: Turn, sigma: float) -> float:
+        return relative_error(out(turn), expected(network, x_of(1), sigma, named))
+
+    assert 1e-5 < error(first.evaluate([(x_of(1), 0.9, named)]), 0.9) < 0.1, "compressed: close, and not the same"
+    assert error(first.evaluate([(x_of(1), 0.89, named)]), 0.89) < 0.1
+    assert out(first.repeat([(bad, 0.88)])).isnan().any()
+    assert error(first.repeat([(x_of(1), 0.86)]), 0.86) < 0.1
+    assert out(first.repeat([(bad, 0.84)])).isnan().any()
+    assert error(other.evaluate([(x_of(1), 0.9, named)]), 0.9) < 0.1
+    assert error(first.evaluate([(x_of(1), 0.82, named)]), 0.82) < 0.1
+    first.on = replace(first.on, plan="ring=2,compression=fast")
+    assert error(first.evaluate([(x_of(1), 0.8, named)]), 0.8) < 0.1
+    first.on = replace(first.on, plan="ulysses=2,compression=fast")
+    assert error(first.evaluate([(x_of(1), 0.78, named)], forget=(other.job_id,)), 0.78) < 0.1

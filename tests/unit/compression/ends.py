@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from tutti.backend.compression.channel import Channel, Sightings, Watch
@@ -68,7 +66,3 @@ class Ends:
 def error(value: Tensor, x: Tensor) -> float:
     """Root mean square, as a share of that of x."""
     return float((value.float() - x.float()).norm() / x.float().norm())
-
-
-def flat(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([tensor.float().flatten() for tensor in tensors])

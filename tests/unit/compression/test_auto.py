@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import pytest
-from tutti.backend.compression.auto import LADDER, LOSS, TIMED, WARM, AutoPolicy, Told, Verdicts, codec_within
+from tutti.backend.compression.auto import KINDS_KNOWN, LADDER, LOSS, TIMED, AutoPolicy, Told, Trials, codec_within
 from tutti.backend.compression.codecs import CODECS
 from tutti.backend.compression.policy import PRESETS, Preset
 
 PRESET = PRESETS["balanced"]
-TRIAL = 2 * (WARM + TIMED) + 1
-"""Calls until the verdict: plain ones, a key frame, differences."""
+PLAIN = 1 + TIMED
+TRIAL = PLAIN + 1 + 1 + TIMED
+"""Calls until the verdict: plain ones, a key frame, differences; the first of each sort is not timed."""
 
 
-def durations(policy: AutoPolicy, plain_us: int, compressed_us: int, calls: int) -> list[bool]:
+def run(policy: AutoPolicy, plain_us: int, compressed_us: int, calls: int, kind: str = "kind") -> list[bool]:
     """Which of the calls were compressed, if they take so long."""
     told, compressed = Told(), []
     for _ in range(calls):
-        preset = policy.next("kind", told)
+        preset = policy.next(kind, "branch", told)
         compressed.append(preset is not None)
         told = Told(call_us=plain_us if preset is None else compressed_us)
     return compressed
@@ -24,34 +25,51 @@ def durations(policy: AutoPolicy, plain_us: int, compressed_us: int, calls: int)
 
 @pytest.mark.parametrize(("compressed_us", "pays"), [(500, True), (970, True), (980, False), (2000, False)])
 def test_it_compresses_where_a_timed_call_is_faster_by_enough(compressed_us: int, pays: bool) -> None:
-    verdicts = Verdicts()
-    chosen = durations(AutoPolicy(PRESET, verdicts), 1000, compressed_us, TRIAL + 4)
-    plain = WARM + TIMED
-    assert chosen == [False] * plain + [True] * (plain + 1) + [pays] * 4
-    assert verdicts.of("kind") is pays
-    knows = AutoPolicy(PRESET, verdicts)
-    assert (knows.next("kind", Told()) is None) == (knows.says == "not compressed: calls are faster without it")
-    assert durations(AutoPolicy(PRESET, verdicts), 1000, compressed_us, 3) == [pays] * 3, "the next trajectory knows"
+    trials = Trials()
+    chosen = run(AutoPolicy(PRESET, trials), 1000, compressed_us, TRIAL + 4)
+    assert chosen == [False] * PLAIN + [True] * (TRIAL - PLAIN) + [pays] * 4
+    assert trials.of("kind").pays is pays
+    knows = AutoPolicy(PRESET, trials)
+    assert run(knows, 1000, compressed_us, 3) == [pays] * 3, "the next trajectory knows"
+    assert knows.says == ("" if pays else "not compressed: calls are faster without it")
 
 
-def test_calls_that_do_something_for_the_first_time_are_not_timed() -> None:
-    verdicts, told = Verdicts(), Told()
-    policy = AutoPolicy(PRESET, verdicts)
-    slow_ones = {0, WARM + TIMED, WARM + TIMED + 1}
+@pytest.mark.parametrize("pays", [True, False])
+def test_jobs_of_a_few_steps_come_to_a_verdict_together(pays: bool) -> None:
+    trials = Trials()
+    for _ in range(8):
+        run(AutoPolicy(PRESET, trials), 1000, 900 if pays else 1100, 3)
+    assert trials.of("kind").pays is pays
+
+
+def test_first_calls_and_key_frames_are_not_timed() -> None:
+    trials, told = Trials(), Told()
+    policy = AutoPolicy(PRESET, trials)
+    slow_ones = {0, PLAIN, PLAIN + 1}
     for call in range(TRIAL + 1):
-        preset = policy.next("kind", told)
+        preset = policy.next("kind", "branch", told)
         told = Told(call_us=(1000 if preset is None else 900) * (100 if call in slow_ones else 1))
-    assert verdicts.of("kind") is True
+    assert (trials.of("kind").plain_us, trials.of("kind").compressed_us) == ([1000] * TIMED, [900] * TIMED)
 
 
-def test_kinds_of_calls_have_verdicts_of_their_own_and_old_ones_go() -> None:
-    verdicts = Verdicts()
-    durations(AutoPolicy(PRESET, verdicts), 1000, 100, TRIAL + 1)
-    assert verdicts.of("another kind") is None
-    for number in range(100):
-        verdicts.keep(number, pays=False)
-    assert verdicts.of("kind") is None
-    assert verdicts.of(99) is False
+def test_kinds_that_alternate_are_timed_apart() -> None:
+    """One is faster compressed and the other is not; the control is that both verdicts come, and differ."""
+    trials, told = Trials(), Told()
+    policy = AutoPolicy(PRESET, trials)
+    for call in range(4 * TRIAL):
+        kind = ("small", "large")[call % 2]
+        preset = policy.next(kind, kind, told)
+        plain_us, compressed_us = {"small": (100, 200), "large": (10_000, 3000)}[kind]
+        told = Told(call_us=plain_us if preset is None else compressed_us)
+    assert {kind: trials.of(kind).pays for kind in ("small", "large")} == {"small": False, "large": True}
+
+
+def test_old_kinds_go() -> None:
+    trials = Trials()
+    trials.of("kind").pays = False
+    for number in range(KINDS_KNOWN):
+        trials.of(number)
+    assert trials.of("kind").pays is None
 
 
 def test_the_ladder_climbs_in_bits_and_falls_in_loss() -> None:
@@ -77,12 +95,12 @@ def test_the_fewest_bits_within_the_budget_are_taken(current: str, error: float,
 
 
 def test_the_bits_follow_the_error_and_the_state_stays() -> None:
-    verdicts = Verdicts()
-    verdicts.keep("kind", pays=True)
-    policy = AutoPolicy(PRESET, verdicts)
+    trials = Trials()
+    trials.of("kind").pays = True
+    policy = AutoPolicy(PRESET, trials)
     presets: list[Preset] = []
     for error in (0.0, 0.2, 0.0003, 0.0):
-        preset = policy.next("kind", Told(call_us=1, error=error))
+        preset = policy.next("kind", "branch", Told(call_us=1, error=error))
         assert preset is not None
         presets.append(preset)
     assert [preset.residual for preset in presets] == ["quaternary", "int8", "binary", "binary"]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 from tutti.backend.compression.codecs import CODECS
-from tutti.backend.compression.policy import OFF, PRESETS, Preset
+from tutti.backend.compression.policy import AUTO, AUTO_BEGINS, OFF, PRESETS, Preset
 from tutti.backend.parallel.plan import COMPRESSIONS
 
 
-def test_a_plan_can_name_every_preset_and_off() -> None:
-    assert (OFF, *PRESETS) == COMPRESSIONS
+def test_a_plan_can_name_every_preset_auto_and_off() -> None:
+    assert (OFF, AUTO, *PRESETS) == COMPRESSIONS
+    assert AUTO_BEGINS in PRESETS
     assert {name: preset.name for name, preset in PRESETS.items()} == {name: name for name in PRESETS}
 
 

@@ -16,7 +16,7 @@ from tutti.backend.compression.store import RESTART_CALLS, RESTARTS, ResidualCal
 
 from tests.unit.compression.ends import CPU, shape_of
 
-PRESET = PRESETS["balanced"]
+PRESET = PRESETS["fast"]
 OTHER_FORM = Preset(name="other", key="key-int8", residual="int4", form=StateForm(order=2))
 UNIT = 5 * 8 * 4
 """Bytes of one channel of these tests."""

@@ -213,7 +213,7 @@ def test_differences_go_by_the_schedules_that_hop(schedule: str, compression: st
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("ulysses=2,compression=zip", "compression of off, fast, balanced, small: 'zip'"),
+        ("ulysses=2,compression=zip", "compression of off, auto, fast, balanced, small: 'zip'"),
         ("ulysses=2,compression=", "compression of off"),
         ("ulysses=2,compression=fast,compression=fast", "appears twice"),
         ("cfg=2,compression=fast", "no exchange to compress"),

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from weakref import WeakKeyDictionary
 
 import torch
 from tutti.backend.compression.state import MatrixShape
 from tutti.backend.compression.store import ResidualStore
 from tutti.backend.parallel.plan import Plan
-from tutti.backend.worker.control import ResidualNews
-from tutti.backend.worker.residuals import TrajectoryResiduals
+from tutti.backend.worker.residuals import Residuals, TrajectoryResiduals
 
 CPU = torch.device("cpu")
 PLAN = Plan(ulysses=2, compression="fast")
 SHAPE = MatrixShape(rows=5, heads=1, head_dim=8)
 
 
+SIDES: WeakKeyDictionary[ResidualStore, Residuals] = WeakKeyDictionary()
+
+
 def residuals(store: ResidualStore, name: str = "t", plan: Plan = PLAN) -> TrajectoryResiduals:
-    """A new one, as every turn has it."""
-    found = TrajectoryResiduals.under(plan, store, name)
+    """As every turn of a rank asks for it."""
+    found = SIDES.setdefault(store, Residuals(store)).of(plan, name)
     assert found is not None
     return found
 
 
 def make_call(own: TrajectoryResiduals, x: float = 1.0, *, branch: Hashable = 0, channels: int = 1) -> list[bool]:
     """A call of a group of one; which of its transfers were key frames, none where it is not compressed."""
-    call, found = own.of_call(branch, own.news()), []
+    call, found = own.of_call(branch, own.news(), "kind"), []
     for key in range(channels if call is not None else 0):
         assert call is not None
         channel, codec = call.channel(key, [SHAPE], torch.float32)
@@ -35,7 +38,7 @@ def make_call(own: TrajectoryResiduals, x: float = 1.0, *, branch: Hashable = 0,
 
 
 def test_a_plan_that_does_not_compress_has_none() -> None:
-    assert TrajectoryResiduals.under(Plan(ulysses=2), ResidualStore(CPU, 2**20), "t") is None
+    assert Residuals(ResidualStore(CPU, 2**20)).of(Plan(ulysses=2), "t") is None
 
 
 def test_what_one_turn_left_is_what_the_next_one_refers_to() -> None:
@@ -48,7 +51,8 @@ def test_a_broken_last_call_of_a_turn_is_told_in_the_next_turn_of_that_trajector
     for name in "tu":
         make_call(residuals(store, name))
     make_call(residuals(store, "t"), torch.nan)
-    assert residuals(store, "u").news() == ResidualNews(state_bytes=5 * 8 * 4)
+    told = residuals(store, "u").news()
+    assert (told.wants_key, told.is_broken, told.evictions, told.state_bytes) == (False, False, 0, 5 * 8 * 4)
     assert make_call(residuals(store, "u")) == [False], "another trajectory in between goes on"
     assert make_call(residuals(store, "t")) == [True]
     assert make_call(residuals(store, "t")) == [False]
@@ -68,6 +72,16 @@ def test_other_degrees_in_a_later_turn_refer_to_nothing_of_before_and_coming_bac
     assert make_call(residuals(store, plan=halves)) == [True]
     assert make_call(residuals(store, plan=halves)) == [False]
     assert make_call(residuals(store)) == [False]
+
+
+def test_what_a_call_lost_is_not_forgotten_when_the_next_turn_has_other_degrees() -> None:
+    store, halves = ResidualStore(CPU, 2**20), Plan(cfg=2, ulysses=2, compression="fast")
+    make_call(residuals(store))
+    make_call(residuals(store, plan=halves))
+    make_call(residuals(store), torch.nan)
+    residuals(store).look()  # as after the last call of a turn
+    assert make_call(residuals(store, plan=halves)) == [True]
+    assert make_call(residuals(store)) == [True]
 
 
 def test_the_note_is_empty_until_something_happened_and_stays() -> None:

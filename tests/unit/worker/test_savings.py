@@ -44,7 +44,7 @@ def test_an_error_is_told_in_per_cent(error: float, text: str) -> None:
 
 
 def test_nothing_is_made_up_where_nothing_was_sent() -> None:
-    assert Savings().summary(0) == "nothing was sent"
+    assert Savings().summary(0) == "nothing was compressed"
 
 
 def call(residuals: Residuals, trajectory: str) -> ResidualCall:
