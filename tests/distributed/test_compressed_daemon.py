@@ -25,7 +25,7 @@ MODEL = "diffusion_models/test.safetensors"
 STEPS = tuple(1 - step / 12 for step in range(13))
 FULL = "cfg=1,ring=1,ulysses=2"
 SHOWN = re.compile(
-    rf"{FULL},compression=balanced \(approximate\) on 2 ranks(, compressed ([\d.]+)x, error ([\d.]+) %)?"
+    rf"{FULL},compression=balanced \(approximate\) on 2 ranks(, compressed ([\d.]+)x(, error [\d.]+ %)?)?"
 )
 SUMMARY = re.compile(r"balanced: ([\d.]+)x fewer bytes, error ([\d.]+) %, ([\d.]+) (kB|MB) of state")
 
@@ -84,6 +84,7 @@ def test_a_compressed_job_says_so_in_progress_result_and_status_and_the_next_one
     assert len(ratios) == len(texts) - 2, "a call is looked at before the next one: nobody waits for a device to tell"
     first, last = ratios[0], ratios[-1]
     assert 1 < first < last, "the key frames weigh less and less"
+    assert texts[-1].endswith(" %"), "and how much was lost, once it was measured"
     summary = SUMMARY.fullmatch(result.compression)
     assert summary, result.compression
     assert float(summary[1]) >= last

@@ -30,7 +30,7 @@ def test_the_heads_are_those_of_the_model() -> None:
         ({"codec": "fp8", "plan": "ulysses=2,codec=int8"}, "Name one codec: --plan has int8, --codec fp8"),
         (
             {"compression": "zip"},
-            "Set --compression to off or fast or balanced or small: there is no compression 'zip'",
+            "Set --compression to off or auto or fast or balanced or small: there is no compression 'zip'",
         ),
         (
             {"compression": "fast", "plan": "ulysses=2,compression=small"},
