@@ -181,9 +181,8 @@ def closed_loop_errors(codec: Codec, steps: Iterable[Tensor], shape: MatrixShape
     return found
 
 
-def loss_figures(name: str, codec: Codec, shape: MatrixShape, spectrum: str, device: torch.device) -> list[Figure]:
+def loss_figures(name: str, codec: Codec, shape: MatrixShape, spectrum: str, walk: Sequence[Tensor]) -> list[Figure]:
     """Of a whole trajectory: error over all of its steps, and how it grew."""
-    walk = published_walk(shape.rows, shape.channels, device=device, spectrum=spectrum)
     errors = closed_loop_errors(codec, walk, shape)
     case = case_of(name, shape)
     spread, mean = Spread.of(errors), sum(errors) / len(errors)
@@ -204,11 +203,17 @@ def measure(shapes: Sequence[MatrixShape], rounds: int, device: torch.device) ->
     figures = []
     with torch.no_grad():
         for shape in shapes:
+            walks = {
+                spectrum: [
+                    x.to(DTYPE) for x in published_walk(shape.rows, shape.channels, device=device, spectrum=spectrum)
+                ]
+                for spectrum in SPECTRA
+            }
             for name, codec in codecs().items():
                 figures += size_figures(name, codec, shape)
                 figures += time_figures(name, codec, shape, rounds, device)
-                for spectrum in SPECTRA:
-                    figures += loss_figures(name, codec, shape, spectrum, device)
+                for spectrum, walk in walks.items():
+                    figures += loss_figures(name, codec, shape, spectrum, walk)
     return figures
 
 
