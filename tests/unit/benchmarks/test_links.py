@@ -84,7 +84,9 @@ def check_bytes(figures: dict[tuple[str, str], float]) -> None:
 @pytest.mark.slow
 def test_two_ranks_race_over_links_of_the_kernel(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if reason := namespaces.why_not():
-        pytest.skip(f"no network namespaces for this process ({reason}): run `sudo .venv/bin/python -m pytest tests/unit/benchmarks/test_links.py`")
+        pytest.skip(
+            f"no network namespaces for this process ({reason}): run `sudo .venv/bin/python -m pytest tests/unit/benchmarks/test_links.py`"
+        )
     assert main([*SHORT, "--mbps", "4", "--json", str(tmp_path / "figures")]) == 0
     assert "by the kernel" in capsys.readouterr().out
     figures = figures_in(tmp_path / "figures")
@@ -111,7 +113,9 @@ def own_namespaces() -> list[str]:
 
 def test_nothing_is_left_where_a_link_cannot_be_made() -> None:
     if reason := namespaces.why_not():
-        pytest.skip(f"no network namespaces for this process ({reason}): run `sudo .venv/bin/python -m pytest tests/unit/benchmarks/test_links.py`")
+        pytest.skip(
+            f"no network namespaces for this process ({reason}): run `sudo .venv/bin/python -m pytest tests/unit/benchmarks/test_links.py`"
+        )
     with pytest.raises(InternalError, match="failed"), namespaces.shaped_links(1, -1.0):
         raise AssertionError("A link of a negative rate came up.")
     assert own_namespaces() == []
