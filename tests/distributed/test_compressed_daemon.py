@@ -103,6 +103,22 @@ def test_a_compressed_job_says_so_in_progress_result_and_status_and_the_next_one
     assert (again.compression, told_by_status(client)) == ("", "")
 
 
+def test_auto_tries_compression_and_leaves_it_where_calls_are_faster_without(client: Client) -> None:
+    """On one machine the links do not decide: encoding costs more than it saves. All ranks must come to that in the same call."""
+    inputs = sample_tensors(sigmas=STEPS)
+    _, exact, _ = sampled(client, "", inputs)
+    first, tried, texts = sampled(client, "compression=auto", inputs)
+    assert first.plan == f"{FULL},compression=auto"
+    assert "not compressed yet: calls are timed without it first" in texts[0 + 1]
+    assert texts[-1].endswith("not compressed: calls are faster without it")
+    assert re.match(r"auto: [\d.]+x fewer bytes in 4 of 12 calls", first.compression), first.compression
+    assert 0 < relative_error(tried, exact) < 0.1, "some calls were compressed"
+    second, latent, _ = sampled(client, "compression=auto", inputs)
+    assert torch.equal(latent, exact), "the next job knows"
+    assert second.compression.startswith("auto: nothing was compressed")
+    assert "calls are faster without it" in told_by_status(client)
+
+
 def test_where_nothing_is_exchanged_the_job_runs_exactly_and_says_why(client: Client) -> None:
     """Two branches on two ranks: ``auto`` gives each its own."""
     inputs = sample_tensors(tokens=(6, 6))
