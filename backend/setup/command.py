@@ -23,7 +23,18 @@ environment variables:
   XDG_BIN_HOME     (Linux, macOS) where the command `tutti` is linked: $XDG_BIN_HOME/tutti, else ~/.local/bin/tutti
 """
 
-DEMO_OPTIONS = ("--prompt", "--out", "--plan", "--codec", "--size", "--ranks", "--steps", "--guidance", "--seed")
+DEMO_OPTIONS = (
+    "--prompt",
+    "--out",
+    "--plan",
+    "--codec",
+    "--compression",
+    "--size",
+    "--ranks",
+    "--steps",
+    "--guidance",
+    "--seed",
+)
 """What `tutti demo` can be told."""
 
 
