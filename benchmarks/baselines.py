@@ -144,7 +144,7 @@ class Stale(Raw):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline(Preset):
-    """A preset with a codec that the product does not have. Along the ring alone, and its owner keeps the exact keys: :class:`OwnersExact`."""
+    """A preset with a codec that the product does not have. Along the ring alone."""
 
     later: Codec
 
@@ -154,6 +154,11 @@ class Baseline(Preset):
     def codec(self, *, is_key: bool) -> Codec:
         """Of one call."""
         return CODECS[self.key] if is_key else self.later
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreeing(Preset):
+    """A preset under which whoever owns keys and values works with what the others decode: all ranks compute with the same numbers."""
 
 
 def _baseline(name: str, later: Codec) -> Baseline:
@@ -172,8 +177,10 @@ BASELINES: Final[Mapping[str, Baseline]] = {
 }
 """Name -> baseline."""
 
-PRESET_PARTS: Final = ("order", "residual", "key", "delayed", "int8base")
-"""Of a preset that is written out, in any order; what is left out is as in ``balanced``."""
+PRESET_PARTS: Final = ("order", "residual", "key", "delayed", "int8base", "own")
+"""Of a preset that is written out, in any order; what is left out is as in ``balanced``, and ``own`` is ``exact`` or ``decoded``."""
+OWN: Final = {"exact": Preset, "decoded": Agreeing}
+"""What a rank takes for its own keys and values."""
 
 
 def exchange_of(text: str) -> Preset:
@@ -198,7 +205,9 @@ def exchange_of(text: str) -> Preset:
     for codec in (key, residual):
         if codec not in CODECS:
             raise ValueError(f"Take a codec of {', '.join(CODECS)}: {codec!r} is none of them.")
-    return Preset(name=text, key=key, residual=residual, form=_form_of(given, like.form))
+    if (own := given.get("own", "exact")) not in OWN:
+        raise ValueError(f"Set own to {' or '.join(OWN)}: got {own!r}.")
+    return OWN[own](name=text, key=key, residual=residual, form=_form_of(given, like.form))
 
 
 def _form_of(given: Mapping[str, str], like: StateForm) -> StateForm:
@@ -216,13 +225,12 @@ def _number(text: str) -> int:
     return int(text)
 
 
-class OwnersExact(ResidualHops):
-    """As published: who owns keys and values works with them and not with what the others decode."""
+class OwnersDecode(ResidualHops):
+    """What :class:`Agreeing` asks for; the product does not do it, because it loses more."""
 
     def encode(self, value: Tensor, label: Label) -> tuple[Tensor, Value]:
-        """The payload, and the value itself."""
-        payload, _ = super().encode(value, label)
-        return payload, value
+        """The payload, and what it decodes to."""
+        return self.encoded(value, label)
 
 
 class HeadsInFull(RawCodec):
@@ -270,6 +278,7 @@ def install(preset: Preset) -> None:
     """From now on every preset of this process is this one. For the processes of benchmarks: it changes the product's own modules."""
     for name in PRESETS:
         PRESETS[name] = preset
+    if isinstance(preset, Agreeing):
+        usp.ResidualHops = OwnersDecode  # type: ignore[attr-defined]
     if isinstance(preset, Baseline):
-        usp.ResidualHops = OwnersExact  # type: ignore[attr-defined]
         usp.ResidualHeads = HeadsInFull  # type: ignore[attr-defined, assignment]

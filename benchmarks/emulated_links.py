@@ -18,6 +18,7 @@ from torch.distributed import ProcessGroup
 from ..backend.parallel.pending import LaterHop, Pending
 from ..backend.parallel.transport import Message, Transport
 from .timeline import Span, Timeline
+from .wrapped_transport import WrappedTransport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,17 +33,17 @@ class EmulatedLinks:
     its own, a ring's neighbours included."""
 
 
-class ThrottledTransport:
+class ThrottledTransport(WrappedTransport):
     """As slow as the links; only broadcasts pass as they are."""
 
     def __init__(self, inner: Transport, links: EmulatedLinks, timeline: Timeline) -> None:
-        self._inner = inner
+        super().__init__(inner)
+        self.name = f"throttled-{inner.name}"
         self._links = links
         self._timeline = timeline
         self._free_at_s: dict[int | None, float] = {}
         self._stamped_bytes = 0
         self._transfers = 0
-        self.name, self.backend = f"throttled-{inner.name}", inner.backend
 
     @property
     def sent_bytes(self) -> int:
@@ -97,10 +98,6 @@ class ThrottledTransport:
         sent_bytes = self._inner.sent_bytes - before_bytes
         sleep_until(started_s + self._links.latency_s + sent_bytes / self._links.bytes_per_s)
         self._timeline.transfers[index] = Span(started_s, time.monotonic())
-
-    def broadcast(self, tensor: Tensor, src: int, group: ProcessGroup) -> None:
-        """Not throttled."""
-        self._inner.broadcast(tensor, src, group)
 
 
 class _Throttled:

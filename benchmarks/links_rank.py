@@ -28,13 +28,15 @@ from ..backend.parallel.partition import Partition
 from ..backend.parallel.pending import Pending
 from ..backend.parallel.plan import Plan
 from ..backend.parallel.providers import choose_provider
+from ..backend.parallel.residual import ResidualHops
 from ..backend.parallel.transport import Message, Transport, gather_bytes
 from ..backend.parallel.usp import CallContext, attend, running_call
-from .baselines import BASELINES, OwnersExact, StaleExchange
+from .baselines import BASELINES, StaleExchange
 from .emulated_links import EmulatedLinks, ThrottledTransport
 from .links import GOODPUT, RAW, STALE
 from .published_walk import published_walk
 from .timeline import PacedAttention, Timeline
+from .wrapped_transport import WrappedTransport
 
 CPU = torch.device("cpu")
 DTYPE = torch.bfloat16
@@ -44,20 +46,14 @@ ContextOf = Callable[[int], CallContext]
 """Layer -> the call that its attention is of."""
 
 
-class WaitingTransport:
+class WaitingTransport(WrappedTransport):
     """Passes everything on, and counts how long this rank's own thread stood still for it. What it has recorded it can send once more."""
 
     def __init__(self, inner: Transport) -> None:
-        self._inner = inner
-        self.name, self.backend = inner.name, inner.backend
+        super().__init__(inner)
         self.waited_s = 0.0
         self.recorded: list[Callable[[], None]] | None = None
         """Transfers, to be made again and waited for; ``None``: they are not recorded."""
-
-    @property
-    def sent_bytes(self) -> int:
-        """As counted within."""
-        return self._inner.sent_bytes
 
     def waiting(self, wait: Callable[[], None]) -> None:
         """A thread that waits in the place of a GPU's stream holds nobody up."""
@@ -96,10 +92,6 @@ class WaitingTransport:
     def all_gather(self, gathered: Tensor, own: Tensor, group: ProcessGroup) -> None:
         """All of it is waiting."""
         self.waiting(lambda: self._inner.all_gather(gathered, own, group))
-
-    def broadcast(self, tensor: Tensor, src: int, group: ProcessGroup) -> None:
-        """Not counted."""
-        self._inner.broadcast(tensor, src, group)
 
 
 class _Waiting:
@@ -232,7 +224,7 @@ class Contestant:
             return lambda layer: self._context(StaleExchange(self._mesh, layer, self._travelling))
         if self._name in BASELINES:
             residuals = self._residuals(BASELINES[self._name])
-            return lambda layer: self._context(Exchange(self._mesh, RawCodec(), OwnersExact(residuals, layer)))
+            return lambda layer: self._context(Exchange(self._mesh, RawCodec(), ResidualHops(residuals, layer)))
         context = self._context(Exchange(self._mesh, RawCodec()))
         if self._name != RAW:
             context.residuals = self._residuals(PRESETS[self._name])

@@ -156,12 +156,18 @@ class ResidualStore:
         channels = kept.branches.setdefault(branch, {})
         return ResidualCall(channels, preset, self._device, kept.watch, partial(kept.take, room))
 
-    def pass_over(self, trajectory: str, *, largest_bytes: int, is_key: bool) -> None:
-        """A model call that is not compressed although its trajectory may be again: what the ranks told before it holds all the same."""
+    def pass_over(self, trajectory: str, branch: Hashable, *, largest_bytes: int, is_key: bool) -> None:
+        """A model call that is not compressed although its trajectory may be again: what the ranks told before it holds all the same.
+
+        Nothing is kept of its branch: by the next compressed call it would be old, and it takes others' room.
+        """
         if (last := self._last) is not None:
             last.largest_bytes = largest_bytes
-        if is_key and (kept := self._kept.get(trajectory)) is not None:
+        if (kept := self._kept.get(trajectory)) is None:
+            return
+        if is_key:
             kept.branches.clear()
+        kept.branches.pop(branch, None)
 
     @property
     def _ledger_bytes(self) -> int:
@@ -217,16 +223,16 @@ class ResidualCall:
         part: int = 0,
     ) -> None:
         """``take``: count a new channel of so many bytes; whether there is room for it."""
+        self.device = device
         self._channels = channels
         self._preset = preset
-        self._device = device
         self._watch = watch
         self._take = take
         self._part = part
 
     def part(self, number: int) -> ResidualCall:
         """Of a call that runs as several forward passes: the side of one of them."""
-        return ResidualCall(self._channels, self._preset, self._device, self._watch, self._take, number)
+        return ResidualCall(self._channels, self._preset, self.device, self._watch, self._take, number)
 
     def channel(self, key: Key, shapes: Sequence[MatrixShape], dtype: torch.dtype) -> tuple[Channel, Codec]:
         """A channel, and what its next transfer carries: a key frame where it is new or its matrices have other shapes than before."""
@@ -235,6 +241,6 @@ class ResidualCall:
         if channel is None or (channel.shapes, channel.dtype) != (tuple(shapes), dtype):
             form = self._preset.form
             keeps = self._take(bytes_of(shapes, dtype, form))
-            channel = Channel(shapes, dtype, self._device, form, self._watch, keeps=keeps)
+            channel = Channel(shapes, dtype, self.device, form, self._watch, keeps=keeps)
             self._channels[place] = channel
         return channel, self._preset.codec(is_key=channel.is_empty)

@@ -44,6 +44,9 @@ class HopCodec(Protocol):
     def encode(self, value: Tensor, label: Label) -> tuple[Tensor, Value]:
         """What travels, contiguous; and the value as its owner works with it."""
 
+    def landing(self, like: Tensor, shape: Sequence[int]) -> Tensor:
+        """Where a value of this shape, with the dtype and device of ``like``, may land: of that shape and dtype, uninitialised."""
+
     def payload_for(self, landing: Tensor, label: Label) -> Tensor:
         """A buffer for the payload of a value shaped like ``landing``; may be ``landing`` itself."""
 
@@ -110,6 +113,9 @@ class RawCodec(RowCodec):
 
     def encode(self, value: Tensor, label: Label) -> tuple[Tensor, Value]:
         return value.contiguous(), value
+
+    def landing(self, like: Tensor, shape: Sequence[int]) -> Tensor:
+        return like.new_empty(*shape)
 
     def payload_for(self, landing: Tensor, label: Label) -> Tensor:
         return landing

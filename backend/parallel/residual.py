@@ -35,22 +35,30 @@ class ResidualHops:
         self._layer = layer
 
     def encode(self, value: Tensor, label: Label) -> tuple[Tensor, Value]:
+        return self.encoded(value, label)[0], value
+
+    def encoded(self, value: Tensor, label: Label) -> tuple[Tensor, Value]:
+        """The payload, and what everybody else takes the value for."""
         if not value.shape[2]:
             return value.new_empty(0, dtype=torch.uint8), value
         channel, codec = self._channel(value, label)
-        payload, _ = channel.encode([x.flatten(0, 1).flatten(1) for x in value], codec)
-        return payload, value
+        payload, known = channel.encode([x.flatten(0, 1).flatten(1) for x in value], codec)
+        return payload, _as_heads(known, value)
+
+    def landing(self, like: Tensor, shape: Sequence[int]) -> Tensor:
+        """A shape without memory: values land in their bases."""
+        return torch.empty(*shape, dtype=like.dtype, device="meta")
 
     def payload_for(self, landing: Tensor, label: Label) -> Tensor:
         size = 0
         if landing.shape[2]:
             channel, codec = self._channel(landing, label)
             size = payload_bytes(codec, channel.shapes, channel.dtype)
-        return landing.new_empty(size, dtype=torch.uint8)
+        return torch.empty(size, dtype=torch.uint8, device=self._call.device)
 
     def decode(self, payload: Tensor, landing: Tensor, label: Label) -> Value:
         if not landing.shape[2]:
-            return landing
+            return torch.empty_like(landing, device=self._call.device)
         channel, codec = self._channel(landing, label)
         return _as_heads(channel.decode(payload, codec), landing)
 

@@ -40,8 +40,6 @@ class TrajectoryResiduals:
         self._store = store
         self._trajectory = trajectory
         self._auto = AutoPolicy(PRESETS[AUTO_BEGINS], trials) if plan.compression == AUTO else None
-        self._preset: Preset | None = None
-        """Of the running call, or the last one; ``None``: it was not compressed."""
         self._wants_key = self._is_broken = False
         self._began_s: float | None = None
         self._told = ResidualNews()
@@ -101,14 +99,15 @@ class TrajectoryResiduals:
         ``kind``: what ``auto`` times apart; the same on all ranks.
         """
         self._began_s = time.perf_counter()
-        self._preset = self._preset_of(branch, agreed, (kind, self.split))
-        if self._preset is None:
-            self._store.pass_over(self._trajectory, largest_bytes=agreed.state_bytes, is_key=agreed.wants_key)
+        preset = self._preset_of(branch, agreed, (kind, self.split))
+        place = self.split, branch
+        if preset is None:
+            self._store.pass_over(self._trajectory, place, largest_bytes=agreed.state_bytes, is_key=agreed.wants_key)
             return None
         return self._store.begin_call(
             self._trajectory,
-            (self.split, branch),
-            self._preset,
+            place,
+            preset,
             largest_bytes=agreed.state_bytes,
             is_key=agreed.wants_key,
             is_broken=agreed.is_broken,

@@ -35,18 +35,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def daemon(models: Path) -> Iterator[Daemon]:
-    with private_state_dir() as state_dir, running(models, state_dir, ranks=2) as started:
-        yield started
-
-
-@pytest.fixture
-def client(daemon: Daemon) -> Iterator[Client]:
-    with daemon.client() as connected:
-        yield connected
-
-
 def sample(steps: int = 3, seed: int = 7, cells: int = 8) -> tuple[Sample, Tensors]:
     return random_sample(
         MODEL, cells=cells, steps=steps, context_width=64, pooled_width=32, client_id=CLIENT_ID, seed=seed

@@ -13,22 +13,11 @@ from tutti.backend.wire.codec import Received
 from tutti.backend.wire.messages import Progress
 from tutti.backend.worker.tensors import to_torch, to_wire
 
-from tests.support.checkpoints import write_tiny_flux
 from tests.support.daemon import Daemon, private_state_dir, running
 from tests.support.parity import FP32_TOLERANCE, relative_error
 from tests.support.rank_leg import sample_of, sample_tensors
 
-MODEL = "diffusion_models/test.safetensors"
-
 pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    (folder / "diffusion_models").mkdir()
-    write_tiny_flux(folder / MODEL, depth=1, depth_single=1)
-    return folder
 
 
 @pytest.fixture(scope="module")

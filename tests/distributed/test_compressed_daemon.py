@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -16,12 +16,9 @@ from tutti.backend.wire.digest import content_digest
 from tutti.backend.wire.messages import Call, Evaluate, ModelRef, Progress, Result
 from tutti.backend.worker.tensors import to_torch, to_wire
 
-from tests.support.checkpoints import write_tiny_flux
-from tests.support.daemon import Daemon, private_state_dir, running
 from tests.support.parity import relative_error
-from tests.support.rank_leg import sample_of, sample_tensors
+from tests.support.rank_leg import MODEL, sample_of, sample_tensors
 
-MODEL = "diffusion_models/test.safetensors"
 STEPS = tuple(1 - step / 12 for step in range(13))
 FULL = "cfg=1,ring=1,ulysses=2"
 SHOWN = re.compile(
@@ -30,21 +27,6 @@ SHOWN = re.compile(
 SUMMARY = re.compile(r"balanced: ([\d.]+)x fewer bytes, error ([\d.]+) %, ([\d.]+) (kB|MB) of state")
 
 pytestmark = pytest.mark.timeout(240)
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    models = tmp_path_factory.mktemp("models")
-    (models / "diffusion_models").mkdir()
-    write_tiny_flux(models / MODEL, depth=1, depth_single=1)
-    with private_state_dir() as state_dir, running(models, state_dir, ranks=2) as started:
-        yield started
-
-
-@pytest.fixture
-def client(daemon: Daemon) -> Iterator[Client]:
-    with daemon.client() as connected:
-        yield connected
 
 
 def sampled(client: Client, plan: str, inputs: Mapping[str, Tensor]) -> tuple[Result, Tensor, list[str]]:

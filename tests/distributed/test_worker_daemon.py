@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -16,28 +15,9 @@ from tutti.backend.wire.digest import content_digest
 from tutti.backend.wire.messages import Call, Evaluate, ModelRef, Preview, Progress
 from tutti.backend.worker.tensors import to_torch, to_wire
 
-from tests.support.checkpoints import write_tiny_flux
-from tests.support.daemon import Daemon, private_state_dir, running
-from tests.support.rank_leg import sample_of, sample_tensors
-
-MODEL = "diffusion_models/test.safetensors"
+from tests.support.rank_leg import MODEL, sample_of, sample_tensors
 
 pytestmark = pytest.mark.timeout(240)
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    models = tmp_path_factory.mktemp("models")
-    (models / "diffusion_models").mkdir()
-    write_tiny_flux(models / MODEL, depth=1, depth_single=1)
-    with private_state_dir() as state_dir, running(models, state_dir, ranks=2) as started:
-        yield started
-
-
-@pytest.fixture
-def client(daemon: Daemon) -> Iterator[Client]:
-    with daemon.client() as connected:
-        yield connected
 
 
 def pids(client: Client) -> list[int]:

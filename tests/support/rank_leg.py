@@ -49,6 +49,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 START_DEADLINE_S = 60.0
 JOB_DEADLINE_S = 60.0
 
+MODEL = "diffusion_models/test.safetensors"
+"""By the name that jobs give it."""
+
 
 @dataclass
 class Turn:
@@ -295,7 +298,7 @@ def sample_of(
     return Sample(
         job_id=job_id or secrets.token_hex(16),
         node_id="3",
-        on=ModelRef(model="diffusion_models/test.safetensors", family=family, dtype=dtype, plan=plan),  # type: ignore[arg-type]
+        on=ModelRef(model=MODEL, family=family, dtype=dtype, plan=plan),  # type: ignore[arg-type]
         sampler=sampler,  # type: ignore[arg-type]
         cfg=cfg,
         timestep_multiplier=multiplier,

@@ -10,21 +10,17 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from tutti.backend.parallel.pending import Pending
 from tutti.backend.parallel.transport import Message, Transport
+from tutti.benchmarks.wrapped_transport import WrappedTransport
 
 
-class WatchedTransport:
+class WatchedTransport(WrappedTransport):
     """Counts calls and bytes by kind. ``lost`` is the ring transfer (a hop or an all-gather, counted from 0) whose data never arrive."""
 
     def __init__(self, inner: Transport, lost: int | None = None) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._lost = lost
-        self.name, self.backend = inner.name, inner.backend
         self.calls: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
-
-    @property
-    def sent_bytes(self) -> int:
-        return self._inner.sent_bytes
 
     def _call(self, kind: str, call: Callable[..., Any], *arguments: Any) -> Any:
         before = self._inner.sent_bytes
@@ -33,7 +29,7 @@ class WatchedTransport:
         self.bytes[kind] += self._inner.sent_bytes - before
         return result
 
-    def all_to_all(self, *arguments: Any) -> None:
+    def all_to_all(self, *arguments: Any) -> None:  # type: ignore[override]
         self._call("all_to_all", self._inner.all_to_all, *arguments)
 
     def hop(

@@ -73,5 +73,5 @@ def _own_parcel(call: RingCall, lane: Lane, number: int) -> Parcel:
 def _onward(call: RingCall, lane: Lane, parcel: Parcel, hop: int) -> Move:
     B, _, _, D = call.k.shape
     heads = lane.heads.stop - lane.heads.start
-    landing = call.k.new_empty(2, B, call.key_length(-lane.shift * hop), heads, D)
+    landing = call.exchange.hops.landing(call.k, (2, B, call.key_length(-lane.shift * hop), heads, D))
     return Move(parcel=parcel, shift=lane.shift, landing=landing)

@@ -19,8 +19,16 @@ from tutti.backend.parallel.exchange import Label, Move
 from tutti.backend.parallel.mesh import Axis, SequenceMesh
 from tutti.backend.parallel.pending import Pending
 from tutti.backend.parallel.plan import Plan
+from tutti.backend.parallel.residual import ResidualHops
 from tutti.backend.parallel.transport import DirectTransport, Message
-from tutti.benchmarks.baselines import BASELINES, OwnersExact, StaleExchange, exchange_of, pack_from_minimum
+from tutti.benchmarks.baselines import (
+    BASELINES,
+    Agreeing,
+    OwnersDecode,
+    StaleExchange,
+    exchange_of,
+    pack_from_minimum,
+)
 from tutti.benchmarks.quality.settings import Setting
 from tutti.kernels import low_rank
 
@@ -145,15 +153,22 @@ def test_published_factors_have_our_sections_and_no_level_at_zero() -> None:
     assert not torch.equal(payload, low_rank.pack(u, v))
 
 
-def test_whoever_owns_keys_works_with_the_exact_ones() -> None:
+def test_whoever_owns_keys_works_with_the_exact_ones_unless_a_preset_says_otherwise() -> None:
     generator = torch.Generator().manual_seed(0)
-    channels: dict = {}
+    channels: dict[bool, dict] = {False: {}, True: {}}
+    agreeing = exchange_of("own=decoded,residual=binary,key=raw,order=1")
+    assert isinstance(agreeing, Agreeing)
+    assert not isinstance(exchange_of("own=exact"), Agreeing)
     for first in (True, False):
         value = torch.randn(2, 1, 5, 2, 16, generator=generator).bfloat16()
-        call = ResidualCall(channels, BASELINES["cf-1bit"], CPU, Watch(CPU), lambda _: True)
-        payload, known = OwnersExact(call, 0).encode(value, Label(0))
-        assert known is value
-        assert (payload.numel() > value.nbytes / 2) is first
+        known = {}
+        for decodes, hops in ((False, ResidualHops), (True, OwnersDecode)):
+            call = ResidualCall(channels[decodes], agreeing, CPU, Watch(CPU), lambda _: True)
+            payload, known[decodes] = hops(call, 0).encode(value, Label(0))
+            assert (payload.numel() > value.nbytes / 2) is first
+        assert known[False] is value
+        same = all(torch.equal(ours, exact) for ours, exact in zip(known[True], value, strict=True))
+        assert same is first, "a key frame in full loses nothing"
 
 
 def test_a_preset_is_written_out() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from tutti.backend.compression.auto import KINDS_KNOWN, LADDER, LOSS, TIMED, AutoPolicy, Told, Trials, codec_within
 from tutti.backend.compression.codecs import CODECS
 from tutti.backend.compression.policy import PRESETS, Preset
+from tutti.backend.compression.state import MatrixShape, ResidualState, StateForm
 
 PRESET = PRESETS["balanced"]
 PLAIN = 1 + TIMED
@@ -75,6 +77,18 @@ def test_old_kinds_go() -> None:
 def test_the_ladder_climbs_in_bits_and_falls_in_loss() -> None:
     assert all(not CODECS[name].is_key for name in LADDER)
     assert [LOSS[name] for name in LADDER] == sorted((LOSS[name] for name in LADDER), reverse=True)
+
+
+@pytest.mark.parametrize("name", LADDER)
+def test_what_a_codec_is_said_to_lose_of_a_gaussian_residual_is_what_it_loses(name: str) -> None:
+    shape = MatrixShape(rows=256, heads=4, head_dim=128)
+    state = ResidualState(shape, torch.float32, torch.device("cpu"), StateForm())
+    x = torch.randn(256, 512, generator=torch.Generator().manual_seed(0))
+    value = x
+    for codec, sent in ((CODECS["raw"], torch.zeros_like(x)), (CODECS[name], x)):
+        payload = torch.empty(codec.payload_bytes(shape, x.dtype), dtype=torch.uint8)
+        value = codec.encode(sent, state, payload)
+    assert float((value - x).norm() / x.norm()) == pytest.approx(LOSS[name], rel=0.02)
 
 
 @pytest.mark.parametrize(

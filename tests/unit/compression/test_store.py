@@ -207,17 +207,24 @@ def test_it_is_dropped_too_where_room_came_free_before_it_was_known() -> None:
     assert send(begin(store, "b"), "k", "l") == [False, False]
 
 
-def test_what_is_told_before_a_call_that_is_passed_over_holds_all_the_same() -> None:
-    store = a_store(2)
-    for name in "tu":
-        send(begin(store, name), "k")
-    store.pass_over("u", largest_bytes=store.last_bytes, is_key=False)
-    assert send(begin(store, "u"), "k") == [False], "the control"
-    store.pass_over("u", largest_bytes=store.last_bytes, is_key=True)
-    assert send(begin(store, "u"), "k", "l") == [True, True]
-    store.pass_over("t", largest_bytes=store.last_bytes, is_key=False)
+def test_a_call_that_is_passed_over_keeps_nothing_of_its_branch_and_what_was_told_before_it_holds() -> None:
+    store = a_store(4)
+
+    def pass_over(name: str, branch: int, *, is_key: bool = False) -> None:
+        store.pass_over(name, branch, largest_bytes=store.last_bytes, is_key=is_key)
+
+    for branch in (0, 1):
+        send(begin(store, "u", branch), "k")
+    send(begin(store, "t"), "k")
+    pass_over("u", 1)
+    assert send(begin(store, "u", 0), "k") == [False], "the control: another branch goes on"
+    assert send(begin(store, "u", 1), "k") == [True]
+    pass_over("u", 1, is_key=True)
+    assert send(begin(store, "u", 0), "k") == [True], "all of the trajectory was to begin anew"
+    assert send(begin(store, "u", 0), "k", "l", "m", "n") == [False, True, True, True]
+    pass_over("t", 1)
     assert send(begin(store, "t"), "k") == [False]
-    assert store.bytes_of("u") == 0, "its call went over the limit"
+    assert store.bytes_of("u") == 0, "its call went over the limit, which was told before the call that was passed over"
 
 
 def test_a_trajectory_whose_numbers_are_never_finite_is_compressed_no_more_and_says_so() -> None:

@@ -16,13 +16,10 @@ from tutti.kernels.lse_merge import triton as merge_kernel
 from tutti.kernels.row_quantise import reference as quantise
 from tutti.kernels.row_quantise import triton as quantise_kernel
 
+from tests.support.bits import same_bits
 from tests.unit.kernels.heads import DTYPES, FORMS, SHAPES, heads
 
 Figures = dict[str, float]
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 
 
 def permuted(name: str, dtype: torch.dtype) -> Figures:

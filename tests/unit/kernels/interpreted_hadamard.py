@@ -9,9 +9,9 @@ import torch
 from tutti.kernels.hadamard import reference
 from tutti.kernels.hadamard import triton as kernel
 
+from tests.support.bits import same_bits
 from tests.unit.kernels.heads import DTYPES
 from tests.unit.kernels.interpreted_low_rank import draw, rounded
-from tests.unit.kernels.residuals import same_bits
 
 HEAD_DIMS = (1, 2, 5, 48, 64, 80, 96, 128, 256)
 

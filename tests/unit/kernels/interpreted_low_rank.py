@@ -9,8 +9,9 @@ from torch import Tensor
 from tutti.kernels.low_rank import reference
 from tutti.kernels.low_rank import triton as kernel
 
+from tests.support.bits import same_bits
 from tests.unit.kernels.heads import DTYPES
-from tests.unit.kernels.residuals import SHAPES, generator, same_bits
+from tests.unit.kernels.residuals import SHAPES, generator
 
 
 def draw(*shape: int, seed: int) -> Tensor:

@@ -18,7 +18,9 @@ from tutti.kernels.residual_rows import LIMITS, row_bytes
 from tutti.kernels.residual_rows import reference as rows
 from tutti.kernels.residual_rows import triton as rows_kernel
 
-from tests.unit.kernels.walks import DTYPES, HEADS, PAIRS, SIZES, same_bits, walk
+from tests.support.bits import same_bits_or_nan
+from tests.unit.kernels.heads import DTYPES
+from tests.unit.kernels.walks import HEADS, PAIRS, SIZES, walk
 
 Figures = dict[str, float]
 STEPS = 3
@@ -55,15 +57,15 @@ def in_levels(N: int, C: int, x_dtype: torch.dtype, base_dtype: torch.dtype, for
         levels_kernel.decode(codes, u, v, decoded, form, next_u)
         errors += [scale_error(a, b) for a, b in zip(got, (next_u, next_v), strict=True)]
         found["codes"] &= torch.equal(codes, kernel_codes)
-        found["encoded"] &= same_bits(encoded, base)
-        found["decoded"] &= same_bits(decoded, base)
+        found["encoded"] &= same_bits_or_nan(encoded, base)
+        found["decoded"] &= same_bits_or_nan(decoded, base)
         u, v, before_u, before_v = next_u, next_v, u, v
     found["broken rows"] = float(base.isnan().all(1).sum())
     wrong, flipped = before.clone(), before.clone()
     levels_kernel.decode(codes, before_u, before_v * 1.01, wrong, form, next_u)
     levels_kernel.decode(codes ^ 1, before_u, before_v, flipped, form, next_u)
     return {
-        **found, "scale error": max(errors), "wrong scale": same_bits(wrong, base), "flipped bit": same_bits(flipped, base),
+        **found, "scale error": max(errors), "wrong scale": same_bits_or_nan(wrong, base), "flipped bit": same_bits_or_nan(flipped, base),
     }  # fmt: skip
 
 
@@ -74,7 +76,7 @@ def every_byte(form: str) -> Figures:
     u, v = torch.ones(256).half(), torch.arange(1, k + 1).half()
     levels.decode(codes, u, v, base, form, u)
     levels_kernel.decode(codes, u, v, decoded, form, u)
-    return {"decoded": same_bits(decoded, base)}
+    return {"decoded": same_bits_or_nan(decoded, base)}
 
 
 def at_the_ends(form: str) -> Figures:
@@ -90,8 +92,8 @@ def at_the_ends(form: str) -> Figures:
     levels_kernel.decode(codes, u, v, decoded, form, expected[0])
     return {
         "codes": torch.equal(codes, kernel_codes),
-        "encoded": same_bits(encoded, base),
-        "decoded": same_bits(decoded, base),
+        "encoded": same_bits_or_nan(encoded, base),
+        "decoded": same_bits_or_nan(decoded, base),
         "scale error": max(scale_error(a, b) for a, b in zip(got, expected, strict=True)),
     }
 
@@ -113,12 +115,12 @@ def in_rows(N: int, H: int, D: int, x_dtype: torch.dtype, base_dtype: torch.dtyp
         rows_kernel.decode(payload, decoded, form, is_key)
         differs = (payload != kernel_payload).float().mean() if N else 0.0
         found["payload"] = max(found["payload"], float(differs))
-        found["encoded"] = found["encoded"] and same_bits(encoded, expected)
-        found["decoded"] = found["decoded"] and same_bits(decoded, base)
+        found["encoded"] = found["encoded"] and same_bits_or_nan(encoded, expected)
+        found["decoded"] = found["decoded"] and same_bits_or_nan(decoded, base)
     found["broken rows"] = float(base.isnan().all(-1).sum())
     flipped = before.clone()
     rows_kernel.decode(payload ^ 1, flipped, form, False)
-    return {**found, "flipped bit": same_bits(flipped, base)}
+    return {**found, "flipped bit": same_bits_or_nan(flipped, base)}
 
 
 def in_int8(N: int, C: int, groups: int, dtype: torch.dtype) -> Figures:
@@ -134,8 +136,8 @@ def in_int8(N: int, C: int, groups: int, dtype: torch.dtype) -> Figures:
     base_kernel.dequantise(base, scales, kernel_buffer)
     return {
         "base": torch.equal(base, kernel_base),
-        "scales": same_bits(scales, kernel_scales),
-        "buffer": same_bits(buffer, kernel_buffer),
+        "scales": same_bits_or_nan(scales, kernel_scales),
+        "buffer": same_bits_or_nan(buffer, kernel_buffer),
         "broken": float(buffer.isnan().sum()),
     }
 

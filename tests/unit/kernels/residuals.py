@@ -40,10 +40,6 @@ def walk(rows: int, columns: int, steps: int, seed: int = 0, size: float = 0.15)
         yield x
 
 
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
-
-
 def relative_error(got: Tensor, expected: Tensor) -> float:
     """Frobenius."""
     return float((got.double() - expected.double()).norm() / expected.double().norm())

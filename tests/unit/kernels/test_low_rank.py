@@ -10,8 +10,9 @@ from tutti.kernels.choice import runs_triton
 from tutti.kernels.low_rank import add_decoded, factorise, is_broken, pack, payload_bytes
 from tutti.kernels.low_rank.reference import orthonormalise, start, unpack
 
+from tests.support.bits import same_bits
 from tests.unit.kernels.heads import DTYPES
-from tests.unit.kernels.residuals import SHAPES, basis, generator, relative_error, same_bits
+from tests.unit.kernels.residuals import SHAPES, basis, generator, relative_error
 
 ALL_DTYPES = pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
 

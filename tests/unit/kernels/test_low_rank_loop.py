@@ -8,8 +8,9 @@ from torch import Tensor
 from tutti.kernels.low_rank import add_decoded, factorise, pack
 from tutti.kernels.low_rank.reference import start
 
+from tests.support.bits import same_bits
 from tests.unit.kernels.heads import DTYPES
-from tests.unit.kernels.residuals import generator, relative_error, same_bits, walk
+from tests.unit.kernels.residuals import generator, relative_error, walk
 
 N, C, R = 96, 128, 8
 

@@ -9,7 +9,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tutti.kernels import residual_levels, residual_rows
 from tutti.kernels.int8_base import base_bytes, dequantise, requantise
 
-from tests.unit.kernels.walks import DTYPES, HEADS, same_bits, walk
+from tests.support.bits import same_bits_or_nan
+from tests.unit.kernels.heads import DTYPES
+from tests.unit.kernels.walks import HEADS, walk
 
 
 class Int8Base:
@@ -29,7 +31,7 @@ class Int8Base:
         requantise(self.buffer, self.base, self.scales)
 
     def is_same(self, other: Int8Base) -> bool:
-        return torch.equal(self.base, other.base) and same_bits(self.scales, other.scales)
+        return torch.equal(self.base, other.base) and same_bits_or_nan(self.scales, other.scales)
 
 
 def test_a_group_is_its_bytes_and_its_scale() -> None:

@@ -12,7 +12,8 @@ import pytest
 from tutti.kernels.residual_levels import FORMS
 from tutti.kernels.residual_rows import LIMITS
 
-from tests.unit.kernels.walks import DTYPES, HEADS, PAIRS, SIZES
+from tests.unit.kernels.heads import DTYPES
+from tests.unit.kernels.walks import HEADS, PAIRS, SIZES
 
 pytest.importorskip("triton", reason="triton has builds for Linux only: not Linux")
 pytestmark = pytest.mark.timeout(300)

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from tests.unit.kernels.heads import DTYPES
+
 SIZES = ((1, 1), (1, 5), (7, 3), (3, 13), (5, 7), (2, 129), (33, 300), (1100, 2), (0, 6))
 """(Rows, channels): one, odd ones, ones that no byte divides, and more than one tile of a kernel in either direction."""
 HEADS = ((1, 1, 1), (3, 2, 5), (1, 3, 7), (7, 1, 129), (40, 3, 16), (0, 2, 4))
 """(Rows, heads, head_dim)."""
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PAIRS = tuple((x, base) for x in DTYPES for base in DTYPES)
 """The dtypes of x and of its base."""
 
@@ -37,15 +38,3 @@ def walk(
         yield wide[..., : shape[-1]]
         increment = memory * increment + (1 - memory**2) ** 0.5 * draw()
         x = x + change * increment
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Also of zeros' signs; of NaN only where they are."""
-    a, b = (torch.where(x.isnan(), 0.0, x) if x.is_floating_point() else x for x in _alike(a, b))
-    return a.shape == b.shape and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
-
-
-def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    if a.is_floating_point() and not torch.equal(a.isnan(), b.isnan()):
-        return a, b.new_empty(0)
-    return a, b

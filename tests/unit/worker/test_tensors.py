@@ -10,6 +10,8 @@ from tutti.backend.wire.dtypes import ITEM_BYTES
 from tutti.backend.wire.tensors import TensorSpec, WireTensor
 from tutti.backend.worker.tensors import DTYPES, share, to_torch, to_wire
 
+from tests.support.bits import same_bits
+
 SHAPES = [(), (1,), (3, 5), (2, 3, 1, 7), (0,), (3, 0, 2)]
 
 
@@ -20,14 +22,6 @@ def make(dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     if dtype == torch.bool:
         return (torch.arange(count) % 3 == 0).reshape(shape)
     return torch.randint(0, 256, (int(count) * item,), dtype=torch.uint8).view(dtype).reshape(shape)
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    return (
-        a.dtype == b.dtype
-        and a.shape == b.shape
-        and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
-    )
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
