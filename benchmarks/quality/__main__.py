@@ -13,7 +13,15 @@ from typing import Final
 from ...backend.assets.files import AUTOENCODER, MODELS_FOLDER
 from ..report import Figure, argument_parser, finish
 from .grid import write_grid
-from .judgement import DRAWN, accuracy_figures, distance_figures, drawn_scenes, look_at, reconstruction_figure
+from .judgement import (
+    DRAWN,
+    accuracy_figures,
+    distance_figures,
+    drawn_scenes,
+    exchange_figure,
+    look_at,
+    reconstruction_figure,
+)
 from .pictures import Autoencoder
 from .prompts import prompt_set
 from .sampling import sample_prompts
@@ -28,14 +36,19 @@ def measure(models: Path, settings: list[Setting], count: int, grid: Path | None
     autoencoder, prompts = Autoencoder(models / AUTOENCODER), prompt_set(count)
     drawn = drawn_scenes(prompts)
     ceiling = look_at(DRAWN, autoencoder.encode(drawn), prompts, autoencoder)
+    sampled = [sample_prompts(models, setting, prompts) for setting in settings]
     shown = [
-        look_at(setting.name, sample_prompts(models, setting, prompts), prompts, autoencoder) for setting in settings
+        look_at(setting.name, one.latents, prompts, autoencoder) for setting, one in zip(settings, sampled, strict=True)
     ]
     if grid is not None:
         write_grid(grid, prompts, drawn, shown)
     figures = [reconstruction_figure(ceiling, drawn)]
     figures += [figure for one in (ceiling, *shown) for figure in accuracy_figures(one, prompts)]
-    return figures + [figure for one in shown[1:] for figure in distance_figures(one, shown[0])]
+    figures += [figure for one in shown[1:] for figure in distance_figures(one, shown[0])]
+    return figures + [
+        exchange_figure(setting.name, one.exchanged_bytes / count)
+        for setting, one in zip(settings[1:], sampled[1:], strict=True)
+    ]
 
 
 def main(arguments: list[str] | None = None) -> int:

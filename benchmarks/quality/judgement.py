@@ -82,3 +82,8 @@ def distance_figures(shown: Shown, reference: Shown) -> list[Figure]:
     ]
     one = frechet_distance(shown.features, reference.features)
     return [*figures, Figure.one(case=shown.name, metric=FRECHET, value=one, unit="", baseline=baseline)]
+
+
+def exchange_figure(name: str, bytes_each: float) -> Figure:
+    """What all ranks sent for one picture, key frames included. They travel in the setting's dtype where they are not encoded."""
+    return Figure.one(case=name, metric="exchanged for a picture", value=bytes_each, unit="bytes")

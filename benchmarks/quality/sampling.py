@@ -6,6 +6,7 @@ import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -35,15 +36,25 @@ BATCH: Final = 20
 """Prompts of one Sample."""
 
 
-def sample_prompts(models: Path, setting: Setting, prompts: Sequence[Prompt]) -> Tensor:
-    """The final latents of all prompts, float32 ``[N, 16, 16, 16]``, from the demo model below ``models``.
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """All prompts under one setting."""
+
+    latents: Tensor
+    """The final ones, float32 ``[N, 16, 16, 16]``."""
+    exchanged_bytes: int
+    """What all ranks together have sent for them."""
+
+
+def sample_prompts(models: Path, setting: Setting, prompts: Sequence[Prompt]) -> Sampled:
+    """All prompts, by the demo model below ``models``.
 
     Raises:
         UnknownModel: it is not there.
     """
     if not (models / TRANSFORMER).is_file():
         raise UnknownModel(f"Give --models a folder with {TRANSFORMER}: there is none in this one.")
-    terminal, latents = Terminal(), list[Tensor]()
+    terminal, answers = Terminal(), list[Sampled]()
     arguments = BASELINE_RANK if setting.exchange else ()
     environment = {EXCHANGE_VARIABLE: setting.exchange} if setting.exchange else {}
     with (
@@ -52,11 +63,11 @@ def sample_prompts(models: Path, setting: Setting, prompts: Sequence[Prompt]) ->
     ):
         for first in range(0, len(prompts), BATCH):
             terminal.bar(setting.name, first, len(prompts))
-            latents.append(_run(client, setting, prompts[first : first + BATCH]))
+            answers.append(_run(client, setting, prompts[first : first + BATCH]))
     exchange = f" with {setting.exchange} for its compression" if setting.exchange else ""
     plan = f"{shown_plan(str(setting.plan))}{exchange}"
     terminal.line(f"  ✓ {setting.name}: {len(prompts)} prompts, {plan}, {setting.dtype}")
-    return torch.cat(latents)
+    return Sampled(torch.cat([answer.latents for answer in answers]), sum(answer.exchanged_bytes for answer in answers))
 
 
 @contextmanager
@@ -92,8 +103,10 @@ def sample_of(setting: Setting, prompts: Sequence[Prompt]) -> tuple[Sample, dict
     return sample, {name: to_wire(tensor) for name, tensor in tensors.items()}
 
 
-def _run(client: Client, setting: Setting, prompts: Sequence[Prompt]) -> Tensor:
+def _run(client: Client, setting: Setting, prompts: Sequence[Prompt]) -> Sampled:
     received = client.sample(*sample_of(setting, prompts), lambda _: None)
     if not isinstance(received.message, Result):
         raise InternalError("A Sample was answered with something else than a Result.")
-    return to_torch(received.tensors["latent"]).clone()
+    if received.message.exchanged_bytes is None:
+        raise InternalError("A daemon of this release counts what its ranks exchange.")
+    return Sampled(to_torch(received.tensors["latent"]).clone(), received.message.exchanged_bytes)
