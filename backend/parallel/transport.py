@@ -85,6 +85,25 @@ def _on_wire(tensor: Tensor) -> Tensor:
     return _as_bytes(tensor) if tensor.numel() else tensor.new_empty(1, dtype=torch.uint8)
 
 
+def _operations(received: Sequence[Message], sent: Sequence[Message], group: ProcessGroup) -> list[dist.P2POp]:
+    """Receiving goes first. Gloo tells a sender over the connection on which its own data goes that it is ready to receive: said behind a payload, both
+    ways of a full-duplex link would be used in turn, at half of its speed."""
+    operations = [dist.P2POp(dist.irecv, tensor, rank, group) for tensor, rank in received]
+    return operations + [dist.P2POp(dist.isend, tensor, rank, group) for tensor, rank in sent]
+
+
+def _all_to_all_of_messages(landings: Sequence[Tensor], parts: Sequence[Tensor], group: ProcessGroup) -> None:
+    """Gloo's own sends before it receives. ``[rows, bytes]`` from and to every rank of the group; what is empty does not travel."""
+    ranks, own = dist.get_process_group_ranks(group), dist.get_rank(group)
+    landings[own].copy_(parts[own])
+    # Everybody begins with the neighbour behind or before: no rank is everybody's first.
+    places = [(own + distance) % len(ranks) for distance in range(1, len(ranks))]
+    received = [Message(landings[place], ranks[place]) for place in reversed(places) if landings[place].numel()]
+    sent = [Message(parts[place], ranks[place]) for place in places if parts[place].numel()]
+    if operations := _operations(received, sent, group):
+        HopUnderWay(dist.batch_isend_irecv(operations)).wait()
+
+
 class DirectTransport:
     """Tensors travel from where they are: NCCL for CUDA tensors, gloo for CPU tensors."""
 
@@ -102,15 +121,23 @@ class DirectTransport:
         sent_splits: Sequence[int],
         group: ProcessGroup,
     ) -> None:
-        rows = _as_bytes(sent)
-        dist.all_to_all_single(_as_bytes(received), rows, list(received_splits), list(sent_splits), group=group)
+        rows, landings = _as_bytes(sent), _as_bytes(received)
         self.sent_bytes += (sum(sent_splits) - sent_splits[dist.get_rank(group)]) * rows.shape[1]
+        if self.backend == "gloo":
+            _all_to_all_of_messages(
+                torch.split(landings, list(received_splits)), torch.split(rows, list(sent_splits)), group
+            )
+        else:
+            dist.all_to_all_single(landings, rows, list(received_splits), list(sent_splits), group=group)
 
     def hop(
         self, received: Sequence[Message], sent: Sequence[Message], group: ProcessGroup, after: Sequence[Pending] = ()
     ) -> Pending:
-        operations = [dist.P2POp(dist.isend, _on_wire(tensor), rank, group) for tensor, rank in sent]
-        operations += [dist.P2POp(dist.irecv, _on_wire(tensor), rank, group) for tensor, rank in received]
+        operations = _operations(
+            [Message(_on_wire(tensor), rank) for tensor, rank in received],
+            [Message(_on_wire(tensor), rank) for tensor, rank in sent],
+            group,
+        )
         self.sent_bytes += sum(message.tensor.nbytes for message in sent)
 
         def start() -> Pending:
