@@ -10,7 +10,8 @@ CompactFusion's points (16:1 at 500 MB/s to 4:1 at 2000 MB/s, four ranks). A fif
 * *cf-...*, *naive-1bit*: CompactFusion's formats and one bit without a base, in the ring, as published (:mod:`.baselines`).
 * *stale*: a ring that uses the keys and values of the call before, so that a transfer has a whole call to travel: DistriFusion's exchange.
 * *hidden*: 1 - time stood still / time of the same transfers with nothing to do beside them, from those of the first two calls. What ranks wait for one
-  another counts as not hidden, so that it may be less than nothing.
+  another, or for a decoding, counts as not hidden, so that it may be less than nothing.
+* *what attention can hide*: of the transfers of a call, as much as its attentions to all chunks but the last take; nothing in an all-to-all.
 * *cores busy*: of all ranks together. Where it comes near to two, the processor decides and not the link.
 * *no limit*: the same ranks on the loopback: what coding costs where it spares nothing.
 
@@ -43,6 +44,8 @@ POINTS: Final = (16.0, 8.0, 5.3, 4.0)
 """Communication of the uncompressed ring over computation."""
 ATTENTION_SHARE: Final = 0.2
 BF16_BYTES: Final = 2
+RAW_STEPS: Final = 4
+"""Calls of an uncompressed trajectory that are made: all of them are alike."""
 GOODPUT_S: Final = 0.25
 """How long a link is busy when its goodput is measured."""
 NO_LIMIT: Final = "no limit"
@@ -102,17 +105,21 @@ class Trajectory:
     waited_s: float
     alone_s: float
     """Of its transfers, with nothing else to do."""
+    hideable_s: float
+    """Of these, what attentions last long enough to hide: in a ring, those to all chunks but the last."""
     cores_busy: float
 
     @classmethod
-    def of(cls, answers: Sequence[dict[str, float]], steps: int) -> Trajectory:
-        """What the ranks say."""
+    def of(cls, answers: Sequence[dict[str, float]], *, made: int, steps: int) -> Trajectory:
+        """What the ranks say of the calls that were ``made``, of a trajectory of so many ``steps``."""
         took_s = max(answer["trajectory_s"] for answer in answers)
+        slowest = max(answers, key=lambda answer: answer["waited_s"])
         return cls(
-            step_s=took_s / steps,
-            sent_bytes=max(answer["bytes"] for answer in answers),
-            waited_s=max(answer["waited_s"] for answer in answers),
-            alone_s=max(answer["alone_s"] for answer in answers),
+            step_s=took_s / made,
+            sent_bytes=max(answer["bytes"] for answer in answers) * steps / made,
+            waited_s=slowest["waited_s"],
+            alone_s=slowest["alone_s"],
+            hideable_s=slowest["hideable_s"],
             cores_busy=sum(answer["cpu_s"] for answer in answers) / took_s,
         )
 
@@ -120,6 +127,11 @@ class Trajectory:
     def hidden(self) -> float:
         """Share of the transfers that nobody stood still for."""
         return 1 - self.waited_s / self.alone_s
+
+    @property
+    def hidden_of_hideable(self) -> float:
+        """Share of what could be hidden that was."""
+        return (self.alone_s - self.waited_s) / self.hideable_s
 
 
 Measured = dict[tuple[str, Entry], list[Trajectory]]
@@ -146,11 +158,12 @@ def started_ranks(ranks: int, work: Work, bits_per_s: float | None, *, emulated:
 
 def ask(ranks: Contestant, entry: Entry, compute_s: float, steps: int) -> Trajectory:
     """One trajectory."""
+    made = min(steps, RAW_STEPS) if entry.contestant == RAW else steps
     order = {
-        "contestant": entry.contestant, "plan": entry.plan, "steps": steps,
+        "contestant": entry.contestant, "plan": entry.plan, "steps": made,
         "compute_s": compute_s, "attention_share": ATTENTION_SHARE,
     }  # fmt: skip
-    return Trajectory.of([json.loads(answer) for answer in ranks.ask(json.dumps(order))], steps)
+    return Trajectory.of([json.loads(answer) for answer in ranks.ask(json.dumps(order))], made=made, steps=steps)
 
 
 def goodput_of(ranks: Contestant, bits_per_s: float) -> float:
@@ -207,6 +220,9 @@ def figures_of(found: Measured, ranks: int, goodput: Sequence[float], bits_per_s
             figures.append(_ratio(case, f"uncompressed {name} / this", found[point, other], runs, other.name))
         hidden, busy = Spread.of([run.hidden for run in runs]), Spread.of([run.cores_busy for run in runs])
         figures.append(Figure(case=case, metric="hidden share of transfers", spread=hidden, unit="share"))
+        if min(run.hideable_s for run in runs) > 0:
+            of_hideable = Spread.of([run.hidden_of_hideable for run in runs])
+            figures.append(Figure(case=case, metric="hidden / what attention can hide", spread=of_hideable, unit="x"))
         figures.append(Figure(case=case, metric="cores busy", spread=busy, unit="cores"))
     return figures
 

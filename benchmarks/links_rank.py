@@ -109,6 +109,8 @@ class Runner:
         self._group = group
         self._settings = settings
         self.transport = WaitingTransport(_links(group.transport, settings["emulated_bits_per_s"]))
+        self._timeline = Timeline()
+        """Of the running trajectory's attentions."""
         self._steps = self._trajectory()
 
     def _trajectory(self) -> list[list[list[Tensor]]]:
@@ -150,7 +152,8 @@ class Runner:
     def run(self, order: dict[str, Any]) -> dict[str, float]:
         """One trajectory from its first call: its seconds, bytes that this rank sent, seconds that it stood still and that it kept a core busy.
 
-        ``alone_s``: what the transfers of the trajectory take when nothing else is done, from those of its first two calls.
+        ``alone_s``: what the transfers of the trajectory take when nothing else is done, from those of its first two calls. ``hideable_s``: of that, what
+        there was attention to hide behind.
         """
         plan, layers = Plan.parse(order["plan"]), self._settings["layers"]
         mesh = replace(self._group.mesh(plan), transport=self.transport)
@@ -176,11 +179,13 @@ class Runner:
         sent_bytes, waited_s = self.transport.sent_bytes - before_bytes, self.transport.waited_s
         contestant.finish()
         first_s, later_s = (self._again_s(transfers) for transfers in recorded)
+        beside_s = self._attended_before_the_last_s(plan.ring) / len(steps)
         return {
             "trajectory_s": took_s,
             "bytes": sent_bytes,
             "waited_s": waited_s,
             "alone_s": first_s + (len(steps) - 1) * later_s,
+            "hideable_s": min(first_s, beside_s) + (len(steps) - 1) * min(later_s, beside_s),
             "cpu_s": cpu_s,
         }
 
@@ -194,10 +199,16 @@ class Runner:
         self.meet()
         return time.perf_counter() - began_s
 
+    def _attended_before_the_last_s(self, ring: int) -> float:
+        """How long attentions to all chunks of a ring but the last took: a hop is under way beside each of them."""
+        spans = enumerate(self._timeline.attentions, 1)
+        return sum(span.length_s for number, span in spans if number % ring)
+
     def _pace(self, score_s: float) -> None:
         """Attentions are real, and last as long as those of a network that computes so long elsewhere."""
         inner = choose_provider(CPU, DTYPE, self._settings["head_dim"])
-        paced = PacedAttention(inner, score_s, Timeline())
+        self._timeline = Timeline()
+        paced = PacedAttention(inner, score_s, self._timeline)
         usp.provider_for = lambda *_: paced  # type: ignore[attr-defined]
 
 

@@ -38,17 +38,20 @@ def test_everybody_takes_part_and_every_plan_is_of_its_group() -> None:
     assert {entry.contestant for entry in entries(2, ["small"])} == {RAW, "small"}
 
 
-def trajectory(step_s: float, waited_s: float = 1.0) -> Trajectory:
-    return Trajectory(step_s=step_s, sent_bytes=100, waited_s=waited_s, alone_s=4.0, cores_busy=0.5)
+def trajectory(step_s: float, waited_s: float = 1.0, hideable_s: float = 3.75) -> Trajectory:
+    return Trajectory(
+        step_s=step_s, sent_bytes=100, waited_s=waited_s, alone_s=4.0, hideable_s=hideable_s, cores_busy=0.5
+    )
 
 
 def test_the_slowest_rank_counts() -> None:
     answers = [
-        {"trajectory_s": 2.0, "bytes": 10, "waited_s": 0.5, "alone_s": 1.0, "cpu_s": 1.0},
-        {"trajectory_s": 4.0, "bytes": 10, "waited_s": 0.25, "alone_s": 1.0, "cpu_s": 2.0},
+        {"trajectory_s": 2.0, "bytes": 10, "waited_s": 0.5, "alone_s": 1.0, "hideable_s": 0.625, "cpu_s": 1.0},
+        {"trajectory_s": 4.0, "bytes": 10, "waited_s": 0.25, "alone_s": 1.0, "hideable_s": 0.75, "cpu_s": 2.0},
     ]
-    found = Trajectory.of(answers, 4)
-    assert (found.step_s, found.sent_bytes, found.hidden, found.cores_busy) == (1.0, 10, 0.5, 0.75)
+    found = Trajectory.of(answers, made=4, steps=28)
+    assert (found.step_s, found.sent_bytes, found.cores_busy) == (1.0, 70, 0.75)
+    assert (found.hidden, found.hidden_of_hideable) == (0.5, 0.8), "of the rank that stood still the longest"
 
 
 def test_gains_are_told_within_a_round_over_both_uncompressed_plans() -> None:
@@ -64,6 +67,7 @@ def test_gains_are_told_within_a_round_over_both_uncompressed_plans() -> None:
     assert (gain.spread.p20, gain.value, gain.spread.p80, gain.baseline) == (6, 6, 6, "raw, ring=2")
     assert figures[case, "uncompressed ulysses / this"].value == 4
     assert figures[case, "hidden share of transfers"].value == 0.75
+    assert figures[case, "hidden / what attention can hide"].value == 0.8
     assert figures["2 ranks, balanced, ring=2, no limit", "time / raw time"].value == pytest.approx(1 / 6)
     assert figures["2 ranks", "goodput / limit of a link"].value == pytest.approx(0.85)
     assert figures["2 ranks, balanced, ring=2", "bytes of a trajectory, per rank"].value == 100
