@@ -1,4 +1,4 @@
-"""What residual state takes, before there is any: from the geometry of a network and the degrees of a plan.
+"""What residual state takes, before there is any: from the geometry of a network and the degrees of a plan. And what is kept where that is too much.
 
 Of each layer, N being the tokens of a picture with its text, C = heads x head_dim channels, U and R the degrees, for the rank with most tokens:
 
@@ -9,11 +9,15 @@ Of each layer, N being the tokens of a picture with its text, C = heads x head_d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 
 from .state import MatrixShape, StateForm
+
+_WIDEST_BYTES: Final = torch.float32.itemsize
+"""Of the numbers that are exchanged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,3 +50,25 @@ def state_bytes(geometry: Geometry, *, ring: int, ulysses: int, form: StateForm,
     around = 2 * ring * bytes_of(share * ulysses) if ring > 1 else 0
     across = 2 * 4 * (ulysses - 1) * bytes_of(share)
     return geometry.layers * geometry.branches * (around + across)
+
+
+def smallest(form: StateForm) -> StateForm:
+    """The same with as little as a state can keep: its base in 8 bits, and no trend. Every codec works with it."""
+    return replace(form, order=1, int8_base=True)
+
+
+def form_instead(form: StateForm, taken_bytes: int, limit_bytes: int) -> StateForm | None:
+    """What a trajectory keeps whose states of this form have come to take so much, which is over the limit; ``None``: nothing.
+
+    The smallest form is tried unless it cannot fit whatever the numbers are: it takes at least 1 byte of the 4 that a base takes in the widest dtype,
+    and of the 4 more of a trend. What it does take in a narrower one is left to be found out.
+    """
+    small = smallest(form)
+    if small == form or taken_bytes * _bytes_a_number(small) > limit_bytes * _bytes_a_number(form):
+        return None
+    return small
+
+
+def _bytes_a_number(form: StateForm) -> int:
+    """In the widest dtype, without scales."""
+    return (1 if form.int8_base else _WIDEST_BYTES) + (_WIDEST_BYTES if form.order == 2 else 0)

@@ -6,21 +6,23 @@ one has made of that.
 
 The bound holds within a call too. A channel for which a rank has no room keeps nothing there: it is new, so its transfer is a key frame whatever else happens.
 The next ledger shows it to everybody, and what that call made is dropped everywhere. Whole trajectories make room, the one longest unused
-first; what is dropped begins again with key frames. A trajectory that does not fit even alone is not compressed any more, and neither is one that has to begin
-anew time and again.
+first; what is dropped begins again with key frames. A trajectory that does not fit even alone keeps its bases in 8 bits from then on (:func:`.memory.form_instead`).
+If they do not fit either it is not compressed any more, and neither is one that has to begin anew time and again.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 
+from ..wire.texts import size_text
 from .channel import Channel, Sightings, Watch, bytes_of
 from .codecs import Codec
+from .memory import form_instead
 from .policy import Preset
 from .state import MatrixShape, StateForm
 
@@ -41,9 +43,14 @@ Channels = dict[Key, Channel]
 class Kept:
     """What is kept of one trajectory."""
 
-    form: StateForm
+    asked: StateForm
+    """How much of a state its preset keeps."""
     watch: Watch
     """Its own: no other trajectory is to answer for what happened to this one."""
+    form: StateForm = field(init=False)
+    """How much is kept: as much as was asked for, or less where that does not fit. It counts for every channel that is made."""
+    refused_bytes: int = 0
+    """What the form that was asked for had come to take, on the largest rank, when it did not fit; 0 while it does."""
     branches: dict[Hashable, Channels] = field(default_factory=dict)
     made_bytes: int = 0
     """What its channels take, or would take, on this rank, together with those that were replaced in the last call."""
@@ -54,8 +61,11 @@ class Kept:
     calls: int = 0
     restarts: list[int] = field(default_factory=list)
     """The latest calls that began anew, by number."""
-    note: str = ""
+    gave_up: str = ""
     """Why it is not compressed any more; empty while it is."""
+
+    def __post_init__(self) -> None:
+        self.form = self.asked
 
     @property
     def bytes(self) -> int:
@@ -67,11 +77,35 @@ class Kept:
         self.made_bytes += channel_bytes
         return self.made_bytes <= room
 
-    def give_up(self, note: str) -> None:
-        """Compress it no more."""
-        self.note = note
+    def drop(self) -> None:
+        """Keep nothing of it for now: it begins again with key frames."""
         self.branches.clear()
         self.made_bytes = self.largest_bytes = self.beside_bytes = 0
+
+    def shrink(self, limit_bytes: int) -> None:
+        """It does not fit, even alone: keep less of it, or nothing and compress it no more. By the ledger alone: all ranks do the same."""
+        form = form_instead(self.form, self.largest_bytes, limit_bytes)
+        if form is not None:
+            self.form, self.refused_bytes = form, self.largest_bytes
+            self.drop()
+            return
+        size, limit = size_text(self.largest_bytes), size_text(limit_bytes)
+        even = " even with bases in 8 bits" if self.refused_bytes else ""
+        self.give_up(f"not compressed: {size} of residual state do not fit into {limit}{even}")
+
+    def give_up(self, why: str) -> None:
+        """Compress it no more."""
+        self.gave_up = why
+        self.drop()
+
+    def note(self, limit_bytes: int) -> str:
+        """What of it is not as it was asked for, in words for its user."""
+        if self.gave_up or not self.refused_bytes:
+            return self.gave_up
+        # Its branches may have been fewer then. What it takes now is not known before the ranks have told one another.
+        now = f": {size_text(self.largest_bytes)}" if self.largest_bytes else ""
+        asked, limit = size_text(self.refused_bytes), size_text(limit_bytes)
+        return f"bases kept in 8 bits{now} instead of {asked} or more, which do not fit into {limit}"
 
 
 class ResidualStore:
@@ -101,9 +135,14 @@ class ResidualStore:
         return 0 if kept is None else kept.bytes
 
     def note_of(self, trajectory: str) -> str:
-        """Why a trajectory is not compressed any more, in words for its user; empty while it is. The same on all ranks."""
+        """Why a trajectory is not compressed any more, or keeps less than was asked for, in words for its user; else empty. The same on all ranks."""
         kept = self._kept.get(trajectory)
-        return "" if kept is None else kept.note
+        return "" if kept is None else kept.note(self.limit_bytes)
+
+    def gave_up(self, trajectory: str) -> bool:
+        """Whether it is not compressed any more. The same on all ranks."""
+        kept = self._kept.get(trajectory)
+        return kept is not None and bool(kept.gave_up)
 
     def look(self, trajectory: str) -> Sightings:
         """What happened to a trajectory's payloads since the last look. Waits for the device."""
@@ -141,12 +180,12 @@ class ResidualStore:
             last.largest_bytes = largest_bytes
             if last.largest_bytes + last.beside_bytes > self.limit_bytes:
                 self._make_room(last, running=kept)
-        if kept is None or kept.form != preset.form:
+        if kept is None or kept.asked != preset.form:
             kept = self._kept[trajectory] = Kept(preset.form, Watch(self._device))
         self._kept.move_to_end(trajectory)
-        if is_key and not kept.note:
+        if is_key and not kept.gave_up:
             self._start_anew(kept, is_broken)
-        if kept.note:
+        if kept.gave_up:
             return None
         kept.calls += 1
         kept.made_bytes = kept.bytes
@@ -154,6 +193,7 @@ class ResidualStore:
         kept.beside_bytes = sum(other.largest_bytes for other in others)
         room = self.limit_bytes - sum(other.bytes for other in others)
         channels = kept.branches.setdefault(branch, {})
+        preset = replace(preset, form=kept.form)
         return ResidualCall(channels, preset, self._device, kept.watch, partial(kept.take, room))
 
     def pass_over(self, trajectory: str, branch: Hashable, *, largest_bytes: int, is_key: bool) -> None:
@@ -178,19 +218,17 @@ class ResidualStore:
         last.branches.clear()
         if last.largest_bytes > self.limit_bytes:
             self.evictions += 1
-            last.give_up(
-                f"not compressed: {_gigabytes(last.largest_bytes)} of residual state do not fit into {_gigabytes(self.limit_bytes)}"
-            )
+            last.shrink(self.limit_bytes)
             return
-        for name, kept in list(self._kept.items()):
+        for kept in self._kept.values():
             if self._ledger_bytes <= self.limit_bytes:
                 return
             if kept is not last and kept is not running and kept.largest_bytes:
                 self.evictions += 1
-                del self._kept[name]
+                kept.drop()
         if self._ledger_bytes > self.limit_bytes:  # of these two, one has whole states
             self.evictions += 1
-            last.made_bytes = last.largest_bytes = last.beside_bytes = 0
+            last.drop()
 
     @staticmethod
     def _start_anew(kept: Kept, is_broken: bool) -> None:
@@ -204,10 +242,6 @@ class ResidualStore:
         """They have ended, or were cancelled. Ids that are not known are passed over."""
         for trajectory in trajectories:
             self._kept.pop(trajectory, None)
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.3g} GB"
 
 
 class ResidualCall:

@@ -50,7 +50,7 @@ class TrajectoryResiduals:
 
     @property
     def note(self) -> str:
-        """Why the trajectory is not compressed any more, for its node; empty while it is. The same on all ranks."""
+        """Why the trajectory is not compressed any more, or keeps less than was asked for, for its node. The same on all ranks."""
         return self._store.note_of(self._trajectory)
 
     @property
@@ -116,7 +116,9 @@ class TrajectoryResiduals:
     def _preset_of(self, branch: Hashable, agreed: ResidualNews, kind: Hashable) -> Preset | None:
         if self._auto is None:
             return PRESETS[self.compression]
-        if self.note:  # what is not compressed any more says nothing about how fast compressed calls are
+        if self._store.gave_up(
+            self._trajectory
+        ):  # what is not compressed any more says nothing about how fast compressed calls are
             return None
         return self._auto.next(kind, branch, Told(call_us=agreed.call_us, error=agreed.error_ppm / 1e6))
 

@@ -100,6 +100,7 @@ class Runner:
             note=self.store.note_of(name),
             bad_numbers=sum(int((~x.isfinite()).sum()) for x in out),
             evictions=self.store.evictions,
+            state_bytes=self.store.bytes_of(name),
             hashes=self._hashes(name),
             error=max(rms_error(ours, exact) for ours, exact in zip(out, exact_out, strict=True)),
             lost_bad_numbers=sum(

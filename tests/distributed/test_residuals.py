@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,43 @@ def test_a_trajectory_without_room_travels_uncompressed_on_every_rank(tmp_path: 
         assert [step["error"] for step in steps[1:]] == [0.0] * 3
         assert [step["hashes"] for step in steps] == [{}] * 4, "nothing is kept, not even in the first call"
         assert [step["note"][:15] for step in steps] == ["", *["not compressed:"] * 3]
+
+
+def test_a_trajectory_too_large_with_a_trend_goes_on_with_bases_in_8_bits_on_every_rank(tmp_path: Path) -> None:
+    """The bound is less than the states of order 2 take on the largest rank, and not on all, and more than bases in 8 bits take."""
+    bound, plans = 30_000, PLANS[:3]
+    asked = {"residual": "quaternary", "form": {"order": 2}, "steps": 10}
+    few = {plan: {**asked, "limit_bytes": bound} for plan in plans}
+    results = run(tmp_path, few | {f"plenty {plan}": {"plan": plan, **asked} for plan in plans})
+    for plan in plans:
+        facts = [result.facts[plan] for result in results]
+        for step in range(1, 10):
+            assert differing(results, plan, step) == [], (plan, step)
+        for steps in facts:
+            assert all(step["compressed"] and not step["key"] for step in steps), "nobody asks for a key frame"
+            assert [step["evictions"] for step in steps] == [0, *[1] * 9]
+            assert [(step["mismatches"], step["broken"]) for step in steps] == [(0, 0)] * 10
+            first, second, *later = (step["bytes"] for step in steps)
+            assert first == second, "of key frames"
+            assert not first or max(later) < 0.6 * first
+        for step in range(10):
+            (note,) = {steps[step]["note"] for steps in facts}
+            assert ("bases kept in 8 bits" in note) == (step > 0)
+        sizes = re.fullmatch(
+            r"bases kept in 8 bits: ([\d.]+) kB instead of ([\d.]+) kB or more, which do not fit into 30.0 kB", note
+        )
+        assert sizes, note
+        assert float(sizes[1]) < 30 < float(sizes[2])
+    for plan in plans:  # the control
+        for result in results:
+            steps, less = result.facts[f"plenty {plan}"], result.facts[plan]
+            assert [(step["evictions"], step["note"]) for step in steps] == [(0, "")] * 10
+            # What a trend is worth, on a walk that goes on in its direction; bases that are no use would lose ten times as much.
+            assert max(step["error"] for step in less) <= 2 * max(step["error"] for step in steps)
+            first, second, *_ = (step["bytes"] for step in steps)
+            assert not first or second < 0.6 * first
+    needed = {result.facts["plenty ulysses=4"][-1]["state_bytes"] > bound for result in results}
+    assert needed == {True, False}, "no rank could have decided it from its own need"
 
 
 @pytest.mark.parametrize("bad", ["k", "q"])

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tutti.backend.compression.channel import bytes_of
-from tutti.backend.compression.memory import Geometry, state_bytes
+from tutti.backend.compression.memory import Geometry, form_instead, smallest, state_bytes
 from tutti.backend.compression.state import MatrixShape, StateForm
 
 GIB = 2**30
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 PLAIN, SMALL, TREND = StateForm(), StateForm(int8_base=True), StateForm(order=2)
 FLUX = Geometry(tokens=4352, heads=24, head_dim=128, layers=57)
 HUNYUAN = Geometry(tokens=118_800, heads=24, head_dim=128, layers=60)
@@ -48,3 +51,41 @@ def test_state_of_the_all_to_all_falls_with_the_ranks_and_that_of_a_ring_does_no
     assert of(8, 1) == pytest.approx(of(2, 1), rel=0.001)
     assert of(1, 8) == pytest.approx(of(1, 2) * (7 / 64) / (1 / 4), rel=0.001)
     assert of(2, 4) < of(8, 1)
+
+
+FORMS = [
+    StateForm(order=order, int8_base=int8_base, delayed_scales=delayed_scales)
+    for order in (1, 2)
+    for int8_base in (False, True)
+    for delayed_scales in (False, True)
+]
+
+
+@given(st.sampled_from(FORMS), st.sampled_from(DTYPES), st.integers(1, 300), st.floats(0.01, 2))
+def test_a_smaller_form_is_tried_wherever_it_may_fit(
+    form: StateForm, dtype: torch.dtype, head_dim: int, share: float
+) -> None:
+    shape = MatrixShape(rows=100, heads=3, head_dim=head_dim)
+    taken, small = form.bytes_of(shape, dtype), smallest(form)
+    limit_bytes = int(share * taken)
+    found = form_instead(form, taken, limit_bytes)
+    assert found in (None, small)
+    if form == small:
+        assert found is None, "there is nothing smaller"
+    elif small.bytes_of(shape, dtype) <= limit_bytes:
+        assert found == small
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form != smallest(form)])
+def test_it_is_not_tried_where_it_takes_too_much_in_any_dtype(form: StateForm) -> None:
+    """The control of the test above: the bound is not so low that everything is tried. In float32 it is exact but for scales."""
+    shape = MatrixShape(rows=100, heads=3, head_dim=300)
+    taken = form.bytes_of(shape, torch.float32)
+    numbers = 100 * 3 * 300
+    assert form_instead(form, taken, int(0.99 * numbers)) is None
+    assert form_instead(form, taken, int(1.02 * numbers)) == smallest(form)
+
+
+def test_the_smallest_form_keeps_no_trend_and_scales_as_they_were() -> None:
+    assert smallest(StateForm(order=2, delayed_scales=True)) == StateForm(int8_base=True, delayed_scales=True)
+    assert smallest(smallest(TREND)) == smallest(TREND)

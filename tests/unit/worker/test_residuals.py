@@ -91,10 +91,22 @@ def test_the_note_is_empty_until_something_happened_and_stays() -> None:
         make_call(residuals(store), torch.nan)
         notes.append(residuals(store).note)
     assert notes == [""] * 3 + ["compression paused: numbers that are not finite"] * 2
-    small = ResidualStore(CPU, 300)
+    small = ResidualStore(CPU, 79)
     own = residuals(small)
     assert make_call(own, channels=2) == [True, True]
     assert make_call(own, channels=2) == []
-    assert own.note == "not compressed: 3.2e-07 GB of residual state do not fit into 3e-07 GB"
+    assert own.note == "not compressed: 320 bytes of residual state do not fit into 79 bytes"
     small.forget(["t"])
     assert own.note == ""
+
+
+def test_auto_goes_on_with_bases_in_8_bits_and_the_node_is_told() -> None:
+    """Its preset asks for the same form whatever the bits are, so that what was found not to fit stays known."""
+    own = residuals(ResidualStore(CPU, 300), plan=Plan(ulysses=2, compression="auto"))
+    found = [make_call(own) for _ in range(7)]
+    assert found == [*[[]] * 3, [True], [True], [False], [False]], "three are timed as they are, then two key frames"
+    note = "bases kept in 8 bits: 60 bytes instead of 320 bytes or more, which do not fit into 300 bytes"
+    assert own.note == note
+    assert own.lines[-1] == note
+    own.look()
+    assert own.summary[-1] == note
