@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from ..backend.compression.codecs import CODECS, Codec
-from ..backend.compression.integrity import hash_of
 from ..backend.compression.state import MatrixShape, ResidualState, StateForm
+from ..kernels.base_hash import hash_of
 from .baselines import NaiveBinary, PublishedLowRank
 from .published_walk import SPECTRA, STEPS, published_walk
 from .report import Figure, Spread, argument_parser, finish

@@ -18,8 +18,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from ..kernels import all_to_all_permute, lse_merge, residual_levels, residual_rows, row_quantise
+from ..kernels import all_to_all_permute, base_hash, lse_merge, residual_levels, residual_rows, row_quantise
 from ..kernels.all_to_all_permute import reference as permute_reference
+from ..kernels.base_hash import reference as hash_reference
 from ..kernels.choice import has_triton
 from ..kernels.lse_merge import reference as merge_reference
 from ..kernels.residual_levels import reference as levels_reference
@@ -80,6 +81,7 @@ def operations(tokens: int, device: torch.device, seed: int) -> list[Operation]:
         found += _in_levels(form, keys.flatten(1), torch.zeros_like(keys).flatten(1))
     for form in ROWS:
         found += _in_rows(form, keys, torch.zeros_like(keys))
+    found.append(_hash(keys))
     return found
 
 
@@ -143,6 +145,17 @@ def _in_rows(form: str, x: Tensor, base: Tensor) -> list[Operation]:
             2 * base.nbytes + payload.nbytes,
         ),
     ]
+
+
+def _hash(base: Tensor) -> Operation:
+    """Of the keys of one rank, as every transfer of a residual has it."""
+    data, total = base.reshape(-1).view(torch.uint8), base.new_zeros((), dtype=torch.int64)
+    return Operation(
+        "hash of a base",
+        lambda: base_hash.hash_of([base]),
+        lambda: hash_reference.add_words(data, 0, total),
+        base.nbytes,
+    )
 
 
 def timed_ms(calls: Sequence[Callable[[], object]], rounds: int, device: torch.device) -> list[float]:

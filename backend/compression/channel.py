@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...kernels.base_hash import hash_of
 from .codecs import Codec
-from .integrity import hash_of
 from .state import MatrixShape, ResidualState, StateForm
 
 HEADER_WORDS = 2

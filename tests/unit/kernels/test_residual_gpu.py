@@ -1,10 +1,10 @@
-"""The Triton kernels of residual codecs on a GPU: the same bits as the reference on the CPU, and offsets beyond 31 bits."""
+"""The Triton kernels of residual codecs and of the hash of their bases on a GPU: the same bits as the reference on the CPU, and offsets beyond 31 bits."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from tutti.kernels import int8_base, residual_levels, residual_rows
+from tutti.kernels import base_hash, int8_base, residual_levels, residual_rows
 from tutti.kernels.choice import has_triton
 
 from tests.support.bits import same_bits_or_nan
@@ -23,10 +23,13 @@ LARGE_ROWS, LARGE_CHANNELS = 700_000, 3072
 """More than 2**31 elements."""
 NEEDED_BYTES = 14 * 1024**3
 """x and base with a byte or two an element, and what is compared."""
+LARGE_WORDS = 2**31 + 4097
+"""Of 64 bits."""
+NEEDED_BYTES_OF_WORDS = 17 * 1024**3
 
 
-def is_large_enough() -> bool:
-    return torch.cuda.is_available() and torch.cuda.mem_get_info()[0] >= NEEDED_BYTES
+def is_large_enough(needed_bytes: int = NEEDED_BYTES) -> bool:
+    return torch.cuda.is_available() and torch.cuda.mem_get_info()[0] >= needed_bytes
 
 
 @pytest.mark.parametrize("form", residual_levels.FORMS)
@@ -79,6 +82,39 @@ def test_a_base_in_8_bits_is_the_same_on_the_gpu_and_on_the_cpu(dtype: torch.dty
         int8_base.dequantise(base, scales, buffer)
         found.append([base.cpu(), scales.cpu(), buffer.cpu()])
     assert all(same_bits_or_nan(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+@pytest.mark.parametrize("size", [(1088, 3072), (1, 5), (33, 301), (0, 4)], ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES.values(), torch.int8], ids=str)
+def test_a_hash_is_the_same_on_the_gpu_and_on_the_cpu(dtype: torch.dtype, size: tuple[int, int]) -> None:
+    (x,) = walk(*size, steps=1)
+    here = [x.to(dtype).contiguous(), torch.randn(size[0]).half(), torch.randn(size[1] + 1).half()]
+    there = [tensor.cuda() for tensor in here]
+    expected = int(base_hash.hash_of(here))
+    try:
+        torch.cuda.set_sync_debug_mode("error")  # nobody waits
+        found = [base_hash.hash_of(there) for _ in range(3)]
+        at_odd_bytes = base_hash.hash_of([*there[:2], there[2][1:]])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all((one.dtype, one.shape, one.device) == (torch.int64, (), there[0].device) for one in found)
+    assert [int(one) for one in found] == 3 * [expected]
+    assert int(at_odd_bytes) == int(base_hash.hash_of([*here[:2], here[2][1:]]))
+    there[2].view(torch.int16)[-1] ^= 1
+    assert int(base_hash.hash_of(there)) != expected, "negative control"
+
+
+@pytest.mark.skipif(
+    not is_large_enough(NEEDED_BYTES_OF_WORDS),
+    reason=f"needs an NVIDIA GPU with {NEEDED_BYTES_OF_WORDS >> 30} GiB free",
+)
+def test_the_hash_is_right_beyond_31_bits() -> None:
+    data = torch.zeros(LARGE_WORDS, dtype=torch.int64, device="cuda")
+    empty = int(base_hash.hash_of([data]))
+    data[-1] = 7 - 3 * 2**32
+    weight = 4 * (LARGE_WORDS - 1) + 1
+    assert (int(base_hash.hash_of([data])) - empty) % 2**64 == (7 * weight - 3 * (weight + 2)) % 2**64
 
 
 @pytest.mark.skipif(not is_large_enough(), reason=f"needs an NVIDIA GPU with {NEEDED_BYTES >> 30} GiB free")

@@ -1,4 +1,4 @@
-"""The kernels of low-rank residuals and of the rotation compile for every GPU generation and dtype, without a GPU."""
+"""The kernels of low-rank residuals, of the rotation and of the hash of bases compile for every GPU generation and dtype, without a GPU."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import torch
 
 pytest.importorskip("triton", reason="triton has builds for Linux only: not Linux")
 
+from tutti.kernels.base_hash.triton import WORDS, words_kernel
 from tutti.kernels.hadamard.triton import rotate_kernel
 from tutti.kernels.low_rank.triton import add_kernel
 
-from tests.unit.kernels.compiling import CAPABILITIES, POINTERS, compiled_bytes
+from tests.unit.kernels.compiling import CAPABILITIES, POINTERS, compiled, compiled_bytes
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -36,6 +37,14 @@ def compile_rotation(dtype: torch.dtype, size: int, capability: int, *, flips: b
 def test_the_sum_and_the_rotation_compile(capability: int) -> None:
     assert compile_sum(torch.bfloat16, capability)
     assert compile_rotation(torch.bfloat16, 128, capability)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_the_hash_compiles_and_adds_64_bits_at_once(capability: int) -> None:
+    types = {"words": "*i64", "behind": "*u8", "total": "*i64"}
+    stages = compiled(words_kernel, types, {"BLOCK": WORDS}, capability)
+    assert stages["cubin"]
+    assert "atom.global.gpu.relaxed.add.u64" in str(stages["ptx"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)

@@ -1,4 +1,4 @@
-"""The kernels of low-rank residuals and of the rotation give the bits of their references, in Triton's interpreter."""
+"""The kernels of low-rank residuals, of the rotation and of the hash of bases give the bits of their references, in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ def added() -> Found:
 @pytest.fixture(scope="module")
 def rotated() -> Found:
     return interpreted("interpreted_hadamard")
+
+
+@pytest.fixture(scope="module")
+def hashed() -> Found:
+    return interpreted("interpreted_base_hash")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -50,3 +55,16 @@ def test_the_kernel_rotates_as_the_reference_does_to_the_bit(head_dim: int, dtyp
 def test_the_check_of_the_rotation_notices_other_signs(rotated: Found) -> None:
     """Negative control. The fourth sign is the first that is negative."""
     assert all(rotated[f"{head_dim} fp32"]["flips differ"] for head_dim in HEAD_DIMS if head_dim > 3)
+
+
+def test_the_kernel_hashes_as_the_reference_does_to_the_bit_at_every_size_and_number(hashed: Found) -> None:
+    assert len(hashed) == 50
+    for case, figures in hashed.items():
+        assert figures["same"], case
+
+
+def test_the_check_of_the_hash_notices_the_first_and_the_last_bit_and_other_numbers(hashed: Found) -> None:
+    """Negative control."""
+    for case, figures in hashed.items():
+        assert not figures["same with a flipped bit"], case
+        assert figures["same of the next numbers"] == case.startswith("0 "), case
