@@ -8,6 +8,7 @@ next call (:mod:`.store`).
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,9 +29,14 @@ ALIGNMENT = 16
 
 
 class Watch:
-    """What happened to payloads since the last look; asked once a call, so that no transfer waits for a device."""
+    """What happened to payloads since the last look; asked once a call, so that no transfer waits for a device.
+
+    Payloads may be decoded in another thread than they are made in. What is counted on a device is counted on streams that wait for one another.
+    """
 
     def __init__(self, device: torch.device) -> None:
+        self._lock = threading.Lock()
+        """Of the two counts that decoding adds to."""
         self._mismatches = torch.zeros((), dtype=torch.int64, device=device)
         self._broken = torch.zeros((), dtype=torch.int64, device=device)
         self._lost = torch.zeros((), dtype=torch.float32, device=device)
@@ -56,22 +62,24 @@ class Watch:
 
     def saw(self, *, is_mismatch: Tensor | None = None, is_broken: Tensor) -> None:
         """Bools of no dimension, on the device. Whoever made a payload has nothing that it could not match."""
-        if is_mismatch is not None:
-            self._mismatches += is_mismatch
-        self._broken += is_broken
+        with self._lock:
+            if is_mismatch is not None:
+                self._mismatches += is_mismatch
+            self._broken += is_broken
 
     def look(self) -> Sightings:
         """What was seen since the last look. Waits for the device."""
         whole = float(self._whole)
-        found = Sightings(
-            mismatches=int(self._mismatches),
-            broken=int(self._broken),
-            raw_bytes=self._raw_bytes,
-            payload_bytes=self._payload_bytes,
-            error=math.sqrt(float(self._lost) / whole) if whole > 0 else 0.0,
-        )
-        for count in (self._mismatches, self._broken, self._lost, self._whole):
-            count.zero_()
+        with self._lock:
+            found = Sightings(
+                mismatches=int(self._mismatches),
+                broken=int(self._broken),
+                raw_bytes=self._raw_bytes,
+                payload_bytes=self._payload_bytes,
+                error=math.sqrt(float(self._lost) / whole) if whole > 0 else 0.0,
+            )
+            for count in (self._mismatches, self._broken, self._lost, self._whole):
+                count.zero_()
         self._raw_bytes = self._payload_bytes = 0
         return found
 

@@ -8,7 +8,7 @@ same numbers, and which rank held a token does not show in the result. (Residual
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...kernels.all_to_all_permute import pack_heads, unpack_heads
 from ..errors import InternalError
+from . import ahead
 from .mesh import SequenceMesh
 from .pending import Pending
 from .transport import Message
@@ -52,6 +53,12 @@ class HopCodec(Protocol):
 
     def decode(self, payload: Tensor, landing: Tensor, label: Label) -> Value:
         """The value of ``payload``, in the shape and dtype of ``landing``; may be either of them."""
+
+    def decoder(self, landing: Tensor, label: Label) -> Callable[[Tensor], Value] | None:
+        """What :meth:`decode` would do to the payload, for another thread or stream to do as soon as it is here; ``None`` where it is no work.
+
+        All bookkeeping is done in this call. Values of different labels are decoded in any order, and one label's before its next transfer.
+        """
 
 
 class HeadCodec(Protocol):
@@ -123,6 +130,9 @@ class RawCodec(RowCodec):
     def decode(self, payload: Tensor, landing: Tensor, label: Label) -> Tensor:
         return payload
 
+    def decoder(self, landing: Tensor, label: Label) -> None:
+        return None
+
     def pack(self, tensors: Sequence[Tensor], parts: int) -> Tensor:
         return pack_heads(tensors, parts)
 
@@ -153,7 +163,8 @@ class Exchange:
     def hop(self, moves: Sequence[Move]) -> list[Parcel]:
         """Start one hop of the ring: all moves in one batch of transfers. Returns what comes in, in the order of the moves.
 
-        Every rank of the ring makes the same shifts in the same order. A parcel that is still on its way here goes on when it has arrived.
+        Every rank of the ring makes the same shifts in the same order. A parcel that is still on its way here goes on when it has arrived. What has to
+        be decoded is opened ahead (:mod:`.ahead`): whoever gets a parcel opens it before the attention is over, or its state is not what others have.
         """
         ring = self.mesh.ring
         sent: list[Message] = []
@@ -166,10 +177,13 @@ class Exchange:
             received.append(Message(payload, ring.ranks[(ring.index - move.shift) % ring.size]))
         after = [move.parcel.pending for move in moves if move.parcel.pending is not None]
         pending = self.mesh.transport.hop(received, sent, ring.process_group, after)
-        return [
+        coming = [
             Parcel(self.hops, message.tensor, label, move.landing, pending)
             for message, label, move in zip(received, labels, moves, strict=True)
         ]
+        for parcel in coming:
+            parcel.open_ahead()
+        return coming
 
     def gather(self, value: Tensor, landing: Tensor) -> Tensor:
         """The values of all ranks of the ring, of equal shape, one after the other along dimension 0 as in ``landing``.
@@ -198,6 +212,19 @@ class Parcel:
         self._codec = codec
         self._value = value
         self._is_open = pending is None
+        self._ahead: Callable[[], Value] | None = None
+
+    def open_ahead(self) -> None:
+        """Begin to wait for it and to decode it, beside what this thread does until it opens it; nothing where decoding is no work."""
+        pending, payload = self.pending, self.payload
+        if pending is None or (decode := self._codec.decoder(self._place(), self.label)) is None:
+            return
+
+        def arrive() -> Value:
+            pending.wait()
+            return decode(payload)
+
+        self._ahead = ahead.begin(arrive, payload.device)
 
     def open(self) -> Tensor:
         """Wait for the value, a tensor.
@@ -216,14 +243,20 @@ class Parcel:
         return tuple(value.unbind(0)) if isinstance(value, Tensor) else value
 
     def _opened(self) -> Value:
+        if self._ahead is not None:
+            self._value, self._is_open = self._ahead(), True
+            self._ahead = self.pending = None
         if self.pending is not None:
             self.pending.wait()
             self.pending = None
         if not self._is_open:
-            if not isinstance(self._value, Tensor):
-                raise InternalError("A parcel that is under way has a place to land.")
-            self._value = self._codec.decode(self.payload, self._value, self.label)
+            self._value = self._codec.decode(self.payload, self._place(), self.label)
             self._is_open = True
+        return self._value
+
+    def _place(self) -> Tensor:
+        if not isinstance(self._value, Tensor):
+            raise InternalError("A parcel that is under way has a place to land.")
         return self._value
 
 

@@ -11,7 +11,7 @@ other, so its state falls with the number of ranks while a ring's does not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -57,10 +57,14 @@ class ResidualHops:
         return torch.empty(size, dtype=torch.uint8, device=self._call.device)
 
     def decode(self, payload: Tensor, landing: Tensor, label: Label) -> Value:
+        return self.decoder(landing, label)(payload)
+
+    def decoder(self, landing: Tensor, label: Label) -> Callable[[Tensor], Value]:
         if not landing.shape[2]:
-            return torch.empty_like(landing, device=self._call.device)
+            nothing = torch.empty_like(landing, device=self._call.device)
+            return lambda payload: nothing
         channel, codec = self._channel(landing, label)
-        return _as_heads(channel.decode(payload, codec), landing)
+        return lambda payload: _as_heads(channel.decode(payload, codec), landing)
 
     def _channel(self, value: Tensor, label: Label) -> tuple[Channel, Codec]:
         _, B, n, H, D = value.shape
