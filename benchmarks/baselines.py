@@ -151,8 +151,8 @@ class Baseline(Preset):
     def __post_init__(self) -> None:
         """Any codec may follow the key frame here, also one that is itself a key frame."""
 
-    def codec(self, *, is_key: bool) -> Codec:
-        """Of one call."""
+    def codec(self, *, is_key: bool, group: int = 0) -> Codec:
+        """Of one call, the same in all layers."""
         return CODECS[self.key] if is_key else self.later
 
 

@@ -1,29 +1,25 @@
-"""``auto``: whether compression pays at all, and how many bits each call gets.
+"""``auto``: whether compression pays at all, and how many bits each layer gets in each call.
 
 Both are decided from numbers that all ranks have told one another before the call (:class:`Told`), by pure functions: every rank comes to the same.
 
 **Whether it pays** is timed, not computed. The first calls of a kind travel as they are, the next ones compressed; whichever was faster on the slowest rank stays,
 for all trajectories of that kind. Compression must win by :data:`WORTH`, so that where links do not decide nothing is lost but some calls.
 
-**How many bits**: the fewest that keep the error within the budget. What the last call lost, at its codec, says what the next one would lose at
-another (:data:`LOSS`): residuals shrink in the middle of a trajectory and grow at its ends, and the bits follow them (reverse water-filling).
+**How many bits** follows from what the last call lost (:mod:`.allocation`). An error, and the codec that lost it, tell how large a layer's residual was: residuals
+shrink in the middle of a trajectory and grow at its ends, and differ between layers. Each call measures some layers only; of the others the last estimate
+stands. All branches share the estimates: they are of one latent, and where branches run side by side no rank knows which one another rank measured.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from .policy import Preset
+from .allocation import BITS, BUDGET, LOSS, allocate
+from .policy import LAYER_GROUPS, Preset
 
-LADDER: Final = ("binary", "ternary", "quaternary", "int4", "int8")
-"""Codecs from the fewest bits to the most."""
-LOSS: Final = {"binary": 0.60, "ternary": 0.44, "quaternary": 0.35, "int4": 0.118, "int8": 0.0065}
-"""What each loses of a Gaussian residual at head_dim 128: root mean square of the error, as a share of the residual's."""
-BUDGET: Final = 0.05
-"""Relative error (root mean square) of what is exchanged that ``auto`` aims at: not tuned on pictures yet."""
 WORTH: Final = 0.97
 """A compressed call must take at most this share of an uncompressed one's time."""
 TIMED: Final = 2
@@ -38,16 +34,8 @@ class Told:
 
     call_us: int = 0
     """What it took on the slowest of them, in microseconds; 0 where none ran."""
-    error: float = 0.0
-    """The greatest relative error that any of them measured; 0 where none did."""
-
-
-def codec_within(budget: float, *, current: str, error: float) -> str:
-    """The codec of fewest bits that would keep within the budget, after ``current`` has lost ``error``; ``current`` where nothing was measured."""
-    if error <= 0:
-        return current
-    of_residual = error / LOSS[current]
-    return next((name for name in LADDER if of_residual * LOSS[name] <= budget), LADDER[-1])
+    errors: tuple[float, ...] = ()
+    """The greatest relative error that any of them measured, of each layer group; 0 where none did. Empty: nothing was measured."""
 
 
 @dataclass(slots=True)
@@ -90,6 +78,8 @@ class AutoPolicy:
         self._preset = preset
         self._trials = trials
         self._budget = budget
+        self._sizes: dict[int, float] = {}
+        """Of the residual of each layer group that was measured, the last estimate: relative, as :func:`.allocation.allocate` takes it."""
         self._begun: set[Hashable] = set()
         """Branches whose key frames went out."""
         self._timed: list[int] | None = None
@@ -104,8 +94,7 @@ class AutoPolicy:
         """
         if self._timed is not None:
             self._timed.append(told.call_us)
-        residual = codec_within(self._budget, current=self._preset.residual, error=told.error)
-        self._preset = replace(self._preset, residual=residual)
+        self._learn(told.errors)
         trial = self._trials.of(kind)
         trial.decide()
         self.says, self._timed = self._plain(trial)
@@ -115,6 +104,27 @@ class AutoPolicy:
             self._timed = self._warm(trial, "compressed", trial.compressed_us)
         self._begun.add(branch)  # a key frame, which is not timed
         return self._preset
+
+    @property
+    def spread(self) -> str:
+        """The bits of the layers that were measured so far, for people: ``1 to 4 bits by layer``. Empty before, and where the last call was not compressed."""
+        bits = [] if self.says else [BITS[self._preset.residual_of(group)] for group in self._sizes]
+        if not bits:
+            return ""
+        few, many = min(bits), max(bits)
+        return f"{few:g} to {many:g} bits by layer" if few < many else f"{few:g} bits in every layer"
+
+    def _learn(self, errors: Sequence[float]) -> None:
+        """What the last compressed call lost, with the codecs that it had: the preset is still its own, whichever branch it was of."""
+        measured = {
+            group: error / LOSS[self._preset.residual_of(group)] for group, error in enumerate(errors) if error > 0
+        }
+        if not measured:
+            return
+        self._sizes |= measured
+        chosen = allocate(self._sizes, self._budget)
+        by_group = tuple(chosen.get(group, self._preset.residual) for group in range(LAYER_GROUPS))
+        self._preset = replace(self._preset, residual_by_group=by_group)
 
     def _plain(self, trial: Trial) -> tuple[str, list[int] | None]:
         """Why the next call is not compressed, and where its time goes."""

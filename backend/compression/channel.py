@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...kernels.base_hash import hash_of
 from .codecs import Codec
+from .policy import LAYER_GROUPS
 from .state import MatrixShape, ResidualState, StateForm
 
 HEADER_WORDS = 2
@@ -24,6 +25,10 @@ HEADER_WORDS = 2
 HEADER_BYTES = 8 * HEADER_WORDS
 MEASURED_ONE_OF = 8
 """How seldom a channel's error is measured: it takes a pass over the matrix."""
+LEAST_ERROR = 1e-6
+"""Of a layer group that was measured: 0 says that it was not."""
+MOST_ERROR = 1e6
+"""What is worse than this is not told apart: errors travel as whole numbers."""
 ALIGNMENT = 16
 """Sections of a payload begin at multiples of so many bytes: vector loads, and views as wider numbers."""
 
@@ -34,14 +39,16 @@ class Watch:
     Payloads may be decoded in another thread than they are made in. What is counted on a device is counted on streams that wait for one another.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, first_turn: int = 0) -> None:
+        """``first_turn``: another one on each rank, so that together they measure a layer more often than each of them does."""
         self._lock = threading.Lock()
         """Of the two counts that decoding adds to."""
         self._mismatches = torch.zeros((), dtype=torch.int64, device=device)
         self._broken = torch.zeros((), dtype=torch.int64, device=device)
-        self._lost = torch.zeros((), dtype=torch.float32, device=device)
-        self._whole = torch.zeros((), dtype=torch.float32, device=device)
-        self._raw_bytes = self._payload_bytes = self._channels = 0
+        self._energies = torch.zeros(2, LAYER_GROUPS, dtype=torch.float64, device=device)
+        """Of what encoding lost, and of what was measured, in each layer group."""
+        self._raw_bytes = self._payload_bytes = 0
+        self._channels = first_turn
 
     def next_turn(self) -> int:
         """One of ``MEASURED_ONE_OF``, another one for each channel."""
@@ -53,12 +60,11 @@ class Watch:
         self._raw_bytes += raw_bytes
         self._payload_bytes += payload_bytes
 
-    def lost(self, x_NC: Tensor, value_NC: Tensor) -> None:
-        """What one matrix decodes to, beside what it was. One that is not finite is not measured: it is seen to be broken."""
+    def lost(self, x_NC: Tensor, value_NC: Tensor, group: int = 0) -> None:
+        """What one matrix of a layer group decodes to, beside what it was. One that is not finite is not measured: it is seen to be broken."""
         lost, whole = (x_NC.float() - value_NC.float()).square().sum(), x_NC.float().square().sum()
         is_good = (lost + whole).isfinite()
-        self._lost += torch.where(is_good, lost, 0.0)
-        self._whole += torch.where(is_good, whole, 0.0)
+        self._energies[:, group].add_(torch.where(is_good, torch.stack((lost, whole)), 0.0))
 
     def saw(self, *, is_mismatch: Tensor | None = None, is_broken: Tensor) -> None:
         """Bools of no dimension, on the device. Whoever made a payload has nothing that it could not match."""
@@ -69,16 +75,17 @@ class Watch:
 
     def look(self) -> Sightings:
         """What was seen since the last look. Waits for the device."""
-        whole = float(self._whole)
+        lost, whole = self._energies.tolist()
         with self._lock:
             found = Sightings(
                 mismatches=int(self._mismatches),
                 broken=int(self._broken),
                 raw_bytes=self._raw_bytes,
                 payload_bytes=self._payload_bytes,
-                error=math.sqrt(float(self._lost) / whole) if whole > 0 else 0.0,
+                error=_relative(sum(lost), sum(whole)),
+                errors=_relative_by_group(lost, whole) if any(whole) else (),
             )
-            for count in (self._mismatches, self._broken, self._lost, self._whole):
+            for count in (self._mismatches, self._broken, self._energies):
                 count.zero_()
         self._raw_bytes = self._payload_bytes = 0
         return found
@@ -98,6 +105,16 @@ class Sightings:
     """Of their payloads."""
     error: float = 0.0
     """Root mean square of what encoding lost, as a share of that of what was measured: one matrix in :data:`MEASURED_ONE_OF` transfers."""
+    errors: tuple[float, ...] = ()
+    """The same of each layer group, 0 where nothing of it was measured; empty where nothing was at all."""
+
+
+def _relative(lost: float, whole: float) -> float:
+    return min(math.sqrt(lost / whole), MOST_ERROR) if whole > 0 else 0.0
+
+
+def _relative_by_group(lost: Sequence[float], whole: Sequence[float]) -> tuple[float, ...]:
+    return tuple(max(_relative(*of), LEAST_ERROR) if of[1] > 0 else 0.0 for of in zip(lost, whole, strict=True))
 
 
 def bytes_of(shapes: Sequence[MatrixShape], dtype: torch.dtype, form: StateForm) -> int:
@@ -126,8 +143,9 @@ class Channel:
         watch: Watch,
         *,
         keeps: bool = True,
+        group: int = 0,
     ) -> None:
-        """``keeps``: see :class:`.state.ResidualState`."""
+        """``keeps``: see :class:`.state.ResidualState`. ``group``: of its layer, see :func:`.policy.layer_group`."""
         self.shapes = tuple(shapes)
         self.states = [ResidualState(shape, dtype, device, form, keeps=keeps) for shape in shapes]
         self.bytes = bytes_of(shapes, dtype, form)
@@ -135,6 +153,7 @@ class Channel:
         self.dtype = dtype
         self._device = device
         self._watch = watch
+        self._group = group
         self._transfers = 0
         self._turn: int | None = None
         """In which of its transfers a sender is measured: channels take turns."""
@@ -176,7 +195,7 @@ class Channel:
         times, turn = divmod(self._transfers, MEASURED_ONE_OF)
         if turn == self._turn:
             which = (times + self._turn) % len(tensors)
-            self._watch.lost(tensors[which], values[which])
+            self._watch.lost(tensors[which], values[which], self._group)
 
     def hash(self) -> Tensor:
         """Of what both ends know: int64 of no dimension."""

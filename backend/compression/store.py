@@ -23,7 +23,7 @@ from ..wire.texts import size_text
 from .channel import Channel, Sightings, Watch, bytes_of
 from .codecs import Codec
 from .memory import form_instead
-from .policy import Preset
+from .policy import Preset, layer_group
 from .state import MatrixShape, StateForm
 
 RESTARTS = 3
@@ -31,11 +31,11 @@ RESTARTS = 3
 RESTART_CALLS = 16
 """More than one step has: it may be only one of its branches that never comes out right."""
 
-Key = Hashable
-"""Of a channel within one branch: layer, tensor, origin and, where there is one, destination."""
+Key = tuple[int, str, int, int]
+"""Of a channel within one branch: layer, what travels, origin, and lane or destination."""
 
 
-Channels = dict[Key, Channel]
+Channels = dict[tuple[int, Key], Channel]
 """Of one branch."""
 
 
@@ -111,11 +111,13 @@ class Kept:
 class ResidualStore:
     """All residual state of one rank."""
 
-    def __init__(self, device: torch.device, limit_bytes: int) -> None:
+    def __init__(self, device: torch.device, limit_bytes: int, first_turn: int = 0) -> None:
+        """``first_turn``: see :class:`.channel.Watch`."""
         self.limit_bytes = limit_bytes
         self.evictions = 0
         """Trajectories dropped for want of room so far: equal on all ranks, or they are out of step."""
         self._device = device
+        self._first_turn = first_turn
         self._kept: OrderedDict[str, Kept] = OrderedDict()
         """The one that ran last is the last."""
 
@@ -181,7 +183,7 @@ class ResidualStore:
             if last.largest_bytes + last.beside_bytes > self.limit_bytes:
                 self._make_room(last, running=kept)
         if kept is None or kept.asked != preset.form:
-            kept = self._kept[trajectory] = Kept(preset.form, Watch(self._device))
+            kept = self._kept[trajectory] = Kept(preset.form, Watch(self._device, self._first_turn))
         self._kept.move_to_end(trajectory)
         if is_key and not kept.gave_up:
             self._start_anew(kept, is_broken)
@@ -270,11 +272,11 @@ class ResidualCall:
 
     def channel(self, key: Key, shapes: Sequence[MatrixShape], dtype: torch.dtype) -> tuple[Channel, Codec]:
         """A channel, and what its next transfer carries: a key frame where it is new or its matrices have other shapes than before."""
-        place = self._part, key
+        place, group = (self._part, key), layer_group(key[0])
         channel = self._channels.get(place)
         if channel is None or (channel.shapes, channel.dtype) != (tuple(shapes), dtype):
             form = self._preset.form
             keeps = self._take(bytes_of(shapes, dtype, form))
-            channel = Channel(shapes, dtype, self.device, form, self._watch, keeps=keeps)
+            channel = Channel(shapes, dtype, self.device, form, self._watch, keeps=keeps, group=group)
             self._channels[place] = channel
-        return channel, self._preset.codec(is_key=channel.is_empty)
+        return channel, self._preset.codec(is_key=channel.is_empty, group=group)

@@ -11,13 +11,14 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from ..compression.policy import LAYER_GROUPS
 from ..errors import BadPlan, InternalError
 from .mesh import SequenceMesh, build_meshes
 from .plan import Plan
 from .transport import Transport, choose_transport, gather_bytes
 
-CONTROL_WORDS = 16
-"""Words of the control vector."""
+CONTROL_WORDS = 16 + LAYER_GROUPS
+"""Words of the control vector; the last ones are errors of compressed exchange, by layer group."""
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 """How long a rank waits for the others inside a collective before the group is given up. (Ranks without work wait on a socket.)"""
@@ -88,7 +89,7 @@ class WorkerGroup:
     def exchange_control(self, vector: Tensor) -> Callable[[], Tensor]:
         """Begin to gather all ranks' control vectors. Collective.
 
-        What it returns waits for them: int64 ``[world_size, 16]`` on the CPU, row ``i`` from rank ``i``.
+        What it returns waits for them: int64 ``[world_size, CONTROL_WORDS]`` on the CPU, row ``i`` from rank ``i``.
         """
         if vector.shape != (CONTROL_WORDS,) or vector.dtype != torch.int64 or vector.device.type != "cpu":
             raise InternalError(

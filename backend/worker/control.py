@@ -14,19 +14,21 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from ..compression.policy import LAYER_GROUPS
 from ..errors import ERRORS_BY_CODE, Draining, InternalError, JobCancelled, TuttiError
 
-PROTOCOL: Final = 1
-WORDS: Final = 16
-"""Length of the vector. Words 5 to 7, 9 and 10 belong to residual codecs and are zero without them, as are the spare ones behind."""
+PROTOCOL: Final = 2
+"""2: with errors by layer group. No rank ever meets another number: all of a group run the same release."""
 _WANTS_KEY_WORD: Final = 5
 """2: because of numbers that are not finite."""
 _EVICTIONS_WORD: Final = 6
 _STATE_BYTES_WORD: Final = 7
 _SENT_BYTES_WORD: Final = 8
 _CALL_US_WORD: Final = 9
-_ERROR_PPM_WORD: Final = 10
-_FIRST_SPARE_WORD: Final = 11
+_FIRST_SPARE_WORD: Final = 10
+_FIRST_ERROR_WORD: Final = 16
+WORDS: Final = _FIRST_ERROR_WORD + LAYER_GROUPS
+"""Length of the vector. Words 5 to 7, 9 and the errors from 16 on belong to residual codecs and are zero without them; the spare ones in between always are."""
 
 _ERROR_CODES: Final = tuple(sorted(ERRORS_BY_CODE))
 """The same list on every rank, which all run the same release: an error travels as its place in it, counted from 1."""
@@ -67,10 +69,12 @@ class ResidualNews:
     """What the states of the trajectory that ran last need; of all ranks, the most."""
     call_us: int = 0
     """How long the trajectory's last call took, in microseconds; of all ranks, the longest. 0: none ran."""
-    error_ppm: int = 0
-    """What encoding lost in it, in millionths; of all ranks, the most. 0: it was not measured."""
+    errors_ppm: tuple[int, ...] = ()
+    """What encoding lost in it in each layer group, in millionths; of all ranks, the most. 0: it was not measured; empty: nothing was."""
 
     def __post_init__(self) -> None:
+        if len(self.errors_ppm) not in (0, LAYER_GROUPS):
+            raise InternalError(f"Tell the errors of {LAYER_GROUPS} groups or none, not of {len(self.errors_ppm)}.")
         if self.is_broken and not self.wants_key:
             raise InternalError("Ask for a key frame where numbers were not finite.")
 
@@ -99,7 +103,7 @@ class Row:
         words[_STATE_BYTES_WORD] = self.residuals.state_bytes
         words[_SENT_BYTES_WORD] = self.sent_bytes
         words[_CALL_US_WORD] = self.residuals.call_us
-        words[_ERROR_PPM_WORD] = self.residuals.error_ppm
+        words[_FIRST_ERROR_WORD:] = self.residuals.errors_ppm or [0] * LAYER_GROUPS
         return words
 
 
@@ -142,17 +146,18 @@ def _residuals(rows: Sequence[Sequence[int]]) -> ResidualNews:
     evictions = {row[_EVICTIONS_WORD] for row in rows}
     if len(evictions) > 1:
         raise OutOfStep(f"the ranks have dropped residual state {sorted(evictions)} times")
-    sizes = [row[word] for row in rows for word in (_STATE_BYTES_WORD, _CALL_US_WORD, _ERROR_PPM_WORD)]
+    sizes = [word for row in rows for word in (row[_STATE_BYTES_WORD], row[_CALL_US_WORD], *row[_FIRST_ERROR_WORD:])]
     wanted = max(row[_WANTS_KEY_WORD] for row in rows)
     if not {row[_WANTS_KEY_WORD] for row in rows} <= {0, 1, 2} or min(sizes) < 0:
         raise OutOfStep("a rank's words about residual state make no sense")
+    errors_ppm = tuple(map(max, zip(*(row[_FIRST_ERROR_WORD:] for row in rows), strict=True)))
     return ResidualNews(
         wants_key=wanted > 0,
         is_broken=wanted > 1,
         evictions=evictions.pop(),
         state_bytes=max(row[_STATE_BYTES_WORD] for row in rows),
         call_us=max(row[_CALL_US_WORD] for row in rows),
-        error_ppm=max(row[_ERROR_PPM_WORD] for row in rows),
+        errors_ppm=errors_ppm if any(errors_ppm) else (),
     )
 
 
@@ -165,13 +170,13 @@ def _check_same_place(rows: Sequence[Sequence[int]], counts: bool) -> None:
                 f"rank {rank} is at call {row[2]} of job {row[1]}, rank 0 at call {rows[0][2]} of job {rows[0][1]}"
             )
         sent_bytes = row[_SENT_BYTES_WORD]
-        spare = (*row[_FIRST_SPARE_WORD:], 0 if counts else sent_bytes)
+        spare = (*row[_FIRST_SPARE_WORD:_FIRST_ERROR_WORD], 0 if counts else sent_bytes)
         if any(spare) or sent_bytes < 0:
             raise OutOfStep(f"rank {rank} uses spare words of the control vector")
 
 
 Exchange = Callable[[Tensor], Callable[[], Tensor]]
-"""Begins the all-gather of this rank's vector; what it returns waits for everybody's, int64 ``[world_size, 16]``."""
+"""Begins the all-gather of this rank's vector; what it returns waits for everybody's, int64 ``[world_size, WORDS]``."""
 
 
 class CallGate:

@@ -11,6 +11,7 @@ import psutil
 import torch
 
 from ..compression.auto import AutoPolicy, Told, Trials
+from ..compression.channel import MEASURED_ONE_OF
 from ..compression.policy import AUTO, AUTO_BEGINS, PRESETS, Preset
 from ..compression.store import ResidualCall, ResidualStore
 from ..parallel.group import CONTROL_WORDS, WorkerGroup
@@ -20,6 +21,9 @@ from .savings import Savings
 
 SHARE: Final = 0.25
 """Of the memory that residual state may take: a GPU's, or of a host's own the part of one rank."""
+TURNS_APART: Final = 5
+"""From one rank's first turn to the next one's, of 8: no common factor, so eight ranks take eight turns, and some ranks take turns far apart
+(the golden section, nearly). An odd number, as a channel's turn also says which of its tensors is measured first."""
 
 
 def open_store(group: WorkerGroup, ranks_on_device: int) -> ResidualStore:
@@ -29,7 +33,8 @@ def open_store(group: WorkerGroup, ranks_on_device: int) -> ResidualStore:
     else:
         own = int(SHARE * psutil.virtual_memory().total / group.world_size)
     everyone = group.exchange_control(torch.full((CONTROL_WORDS,), own))()
-    return ResidualStore(group.device, int(everyone.min()))
+    first_turn = TURNS_APART * group.rank % MEASURED_ONE_OF
+    return ResidualStore(group.device, int(everyone.min()), first_turn)
 
 
 class TrajectoryResiduals:
@@ -66,7 +71,9 @@ class TrajectoryResiduals:
 
     @property
     def _says(self) -> str:
-        return self._auto.says if self._auto else ""
+        if self._auto is None:
+            return ""
+        return self._auto.says or ("" if self.note else self._auto.spread)
 
     def look(self) -> None:
         """Take in what happened since the last look. Asked before a call and after the last one, so that a trajectory never
@@ -74,7 +81,8 @@ class TrajectoryResiduals:
         seen = self._store.look(self._trajectory)
         if self._began_s is not None:
             call_us = max(1, round(1e6 * (time.perf_counter() - self._began_s)))
-            self._told, self._began_s = ResidualNews(call_us=call_us, error_ppm=round(1e6 * seen.error)), None
+            errors_ppm = tuple(round(1e6 * error) for error in seen.errors)
+            self._told, self._began_s = ResidualNews(call_us=call_us, errors_ppm=errors_ppm), None
             self.savings.count_call(compressed=seen.payload_bytes > 0)
         self._wants_key |= bool(seen.mismatches or seen.broken)
         self._is_broken |= bool(seen.broken)
@@ -120,7 +128,8 @@ class TrajectoryResiduals:
             self._trajectory
         ):  # what is not compressed any more says nothing about how fast compressed calls are
             return None
-        return self._auto.next(kind, branch, Told(call_us=agreed.call_us, error=agreed.error_ppm / 1e6))
+        errors = tuple(error_ppm / 1e6 for error_ppm in agreed.errors_ppm)
+        return self._auto.next(kind, branch, Told(call_us=agreed.call_us, errors=errors))
 
 
 class Residuals:

@@ -1,13 +1,13 @@
-"""``auto`` compresses where that is faster, with the bits that the budget asks for, and all ranks decide alike."""
+"""``auto`` compresses where that is faster, with the bits that each layer asks for, and all ranks decide alike."""
 
 from __future__ import annotations
 
+import random
+
 import pytest
-import torch
-from tutti.backend.compression.auto import KINDS_KNOWN, LADDER, LOSS, TIMED, AutoPolicy, Told, Trials, codec_within
-from tutti.backend.compression.codecs import CODECS
-from tutti.backend.compression.policy import PRESETS, Preset
-from tutti.backend.compression.state import MatrixShape, ResidualState, StateForm
+from tutti.backend.compression.allocation import LOSS
+from tutti.backend.compression.auto import KINDS_KNOWN, TIMED, AutoPolicy, Told, Trials
+from tutti.backend.compression.policy import LAYER_GROUPS, PRESETS, Preset
 
 PRESET = PRESETS["balanced"]
 PLAIN = 1 + TIMED
@@ -74,48 +74,79 @@ def test_old_kinds_go() -> None:
     assert trials.of("kind").pays is None
 
 
-def test_the_ladder_climbs_in_bits_and_falls_in_loss() -> None:
-    assert all(not CODECS[name].is_key for name in LADDER)
-    assert [LOSS[name] for name in LADDER] == sorted((LOSS[name] for name in LADDER), reverse=True)
-
-
-@pytest.mark.parametrize("name", LADDER)
-def test_what_a_codec_is_said_to_lose_of_a_gaussian_residual_is_what_it_loses(name: str) -> None:
-    shape = MatrixShape(rows=256, heads=4, head_dim=128)
-    state = ResidualState(shape, torch.float32, torch.device("cpu"), StateForm())
-    x = torch.randn(256, 512, generator=torch.Generator().manual_seed(0))
-    value = x
-    for codec, sent in ((CODECS["raw"], torch.zeros_like(x)), (CODECS[name], x)):
-        payload = torch.empty(codec.payload_bytes(shape, x.dtype), dtype=torch.uint8)
-        value = codec.encode(sent, state, payload)
-    assert float((value - x).norm() / x.norm()) == pytest.approx(LOSS[name], rel=0.02)
-
-
-@pytest.mark.parametrize(
-    ("current", "error", "chosen"),
-    [
-        ("quaternary", 0.0, "quaternary"),
-        ("quaternary", 0.01, "binary"),
-        ("quaternary", 0.034, "ternary"),
-        ("quaternary", 0.05, "quaternary"),
-        ("quaternary", 0.06, "int4"),
-        ("binary", 0.6, "int8"),
-        ("int8", 0.0006, "ternary"),
-        ("int8", 5.0, "int8"),
-    ],
-)
-def test_the_fewest_bits_within_the_budget_are_taken(current: str, error: float, chosen: str) -> None:
-    assert codec_within(0.05, current=current, error=error) == chosen
-
-
-def test_the_bits_follow_the_error_and_the_state_stays() -> None:
+def known(preset: Preset = PRESET) -> AutoPolicy:
+    """One that compresses from its first call on."""
     trials = Trials()
     trials.of("kind").pays = True
+    return AutoPolicy(preset, trials)
+
+
+def told(**errors: float) -> Told:
+    """By group: ``g3=0.1``."""
+    return Told(call_us=1, errors=tuple(errors.get(f"g{group}", 0.0) for group in range(LAYER_GROUPS)))
+
+
+def codecs(policy: AutoPolicy, news: Told, *groups: int, branch: str = "branch") -> list[str]:
+    """What the next call takes for some layer groups."""
+    preset = policy.next("kind", branch, news)
+    assert preset is not None
+    assert preset.form == PRESET.form, "or every change would begin with a key frame"
+    return [preset.codec(is_key=False, group=group).name for group in groups]
+
+
+def test_a_layer_group_has_the_bits_that_its_own_error_asks_for() -> None:
+    assert codecs(known(), told(g0=0.4, g1=0.0003), 0, 1, 2) == ["int8", "binary", "quaternary"], "the third: not known"
+    assert codecs(known(), told(g0=0.0003, g1=0.4), 0, 1, 2) == ["binary", "int8", "quaternary"], "the control: swapped"
+
+
+def test_an_error_counts_with_the_codec_that_lost_it() -> None:
+    policy = known()
+    assert codecs(policy, told(g0=0.4, g1=0.0003), 0, 1) == ["int8", "binary"]
+    residual = 0.4 / LOSS["quaternary"]
+    assert codecs(policy, told(g0=LOSS["int8"] * residual, g1=0.0003), 0, 1) == ["int8", "binary"], "the same residual"
+    assert codecs(policy, told(g0=0.0009, g1=0.0009), 0, 1) == ["ternary", "binary"], (
+        "what eight bits lose is of a larger residual than what one bit loses"
+    )
+
+
+def test_a_layer_that_was_not_measured_keeps_its_last_estimate_and_calls_that_measure_nothing_change_nothing() -> None:
+    policy = known()
+    assert codecs(policy, Told(), 0, 1) == ["quaternary"] * 2, "the preset's, before anything is known"
+    assert codecs(policy, told(g0=0.4), 0, 1) == ["int8", "quaternary"]
+    assert codecs(policy, told(g1=0.0003), 0, 1) == ["int8", "binary"]
+    assert codecs(policy, Told(call_us=1), 0, 1) == ["int8", "binary"]
+
+
+def test_every_rank_chooses_the_same_whichever_branch_is_its_own() -> None:
+    """Alternating on one rank, or one on each half of the group: what is chosen follows from what was told alone."""
+    alternating, first, second = known(), known(), known()
+    chance, found = random.Random(3), [["quaternary"] * LAYER_GROUPS]
+    for call in range(40):
+        measured = {group: 10 ** chance.uniform(-2, 0) for group in chance.sample(range(LAYER_GROUPS), 8)}
+        news = told(**{f"g{group}": size * LOSS[found[0][group]] for group, size in measured.items()})
+        found = [
+            codecs(policy, news, *range(LAYER_GROUPS), branch=branch)
+            for policy, branch in ((alternating, ("cond", "uncond")[call % 2]), (first, "cond"), (second, "uncond"))
+        ]
+        assert found[0] == found[1] == found[2]
+    assert len(set(found[0])) > 2, "the control: there was something to choose"
+
+
+def test_calls_that_were_not_compressed_tell_nothing_and_leave_what_is_known() -> None:
+    """Two kinds of calls alternate, of which one is not compressed."""
+    trials = Trials()
+    trials.of("kind").pays, trials.of("plain").pays = True, False
     policy = AutoPolicy(PRESET, trials)
-    presets: list[Preset] = []
-    for error in (0.0, 0.2, 0.0003, 0.0):
-        preset = policy.next("kind", "branch", Told(call_us=1, error=error))
-        assert preset is not None
-        presets.append(preset)
-    assert [preset.residual for preset in presets] == ["quaternary", "int8", "binary", "binary"]
-    assert {preset.form for preset in presets} == {PRESET.form}, "or every change would begin with a key frame"
+    assert codecs(policy, told(g0=0.4), 0) == ["int8"]
+    assert policy.next("plain", "branch", told(g0=0.4 * LOSS["int8"] / LOSS["quaternary"])) is None
+    assert policy.spread == ""
+    assert codecs(policy, Told(call_us=1), 0) == ["int8"]
+    assert policy.spread == "8 bits in every layer"
+
+
+def test_the_spread_of_the_bits_is_told() -> None:
+    policy = known()
+    codecs(policy, Told())
+    assert policy.spread == ""
+    codecs(policy, told(g0=0.0003, g1=0.1, g2=0.034))
+    assert policy.spread == "1 to 4 bits by layer"

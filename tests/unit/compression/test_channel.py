@@ -6,8 +6,17 @@ from fractions import Fraction
 
 import pytest
 import torch
-from tutti.backend.compression.channel import HEADER_BYTES, MEASURED_ONE_OF, Channel, Watch, payload_bytes
+from tutti.backend.compression.channel import (
+    HEADER_BYTES,
+    LEAST_ERROR,
+    MEASURED_ONE_OF,
+    MOST_ERROR,
+    Channel,
+    Watch,
+    payload_bytes,
+)
 from tutti.backend.compression.codecs import CODECS
+from tutti.backend.compression.policy import LAYER_GROUPS
 from tutti.backend.compression.state import StateForm
 
 from tests.unit.compression.ends import CPU, FORMS, KEYS, RESIDUALS, Ends, error, shape_of
@@ -137,6 +146,51 @@ def test_an_error_is_measured_in_one_of_sixteen_transfers_of_each_channel_in_tur
         channel.encode([x], CODECS["binary"])
         measured.append(watch.look().error > 0)
     assert sum(measured) == 1
+
+
+@pytest.mark.parametrize("first_turn", [0, 5])
+def test_ranks_with_other_first_turns_measure_other_channels_in_a_call(first_turn: int) -> None:
+    def measured(first_turn: int) -> list[set[int]]:
+        """Groups by call."""
+        watch = Watch(CPU, first_turn)
+        channels = [
+            Channel([shape_of(5, 1, 8)], torch.float32, CPU, StateForm(), watch, group=group)
+            for group in range(2 * MEASURED_ONE_OF)
+        ]
+        found = []
+        for transfer in range(1 + MEASURED_ONE_OF):
+            for seed, channel in enumerate(channels):
+                x = next(walk(5, 8, steps=1, seed=100 * transfer + seed))
+                channel.encode([x], CODECS["binary" if transfer else "key-int8"])
+            errors = watch.look().errors
+            found.append({group for group, error in enumerate(errors) if error})
+        assert found[0] == set(), "the loss of a key frame is not the residual codec's"
+        return found[1:]
+
+    own, other = measured(first_turn), measured(first_turn + 3)
+    assert set().union(*own) == set(range(2 * MEASURED_ONE_OF)), "each has its turn"
+    assert all(len(groups) == 2 for groups in own)
+    assert not any(a & b for a, b in zip(own, other, strict=True))
+
+
+def test_errors_are_told_by_layer_group_and_of_all_together() -> None:
+    watch = Watch(CPU)
+    assert watch.look().errors == ()
+    watch.lost(torch.ones(2, 2), torch.zeros(2, 2), 3)
+    watch.lost(3 * torch.ones(2, 2), 3 * torch.ones(2, 2), 5)
+    seen = watch.look()
+    assert len(seen.errors) == LAYER_GROUPS
+    assert {group: error for group, error in enumerate(seen.errors) if error} == {3: 1.0, 5: LEAST_ERROR}, (
+        "what was lossless was measured all the same"
+    )
+    assert seen.error == pytest.approx(10**-0.5), "by energy"
+    assert watch.look().errors == (), "anew with every look"
+
+
+def test_an_error_beyond_all_measure_stays_a_number() -> None:
+    watch = Watch(CPU)
+    watch.lost(torch.full((2, 2), 1e-19), torch.full((2, 2), 1e18))
+    assert (watch.look().errors[0], watch.look().error) == (MOST_ERROR, 0.0)
 
 
 def test_what_is_not_finite_is_broken_and_no_measured_error() -> None:

@@ -45,7 +45,7 @@ def begin(store: ResidualStore, name: str, branch: Hashable = 0, preset: Preset 
 
 def channel(call: ResidualCall | None, key: Hashable, dtype: torch.dtype = torch.float32) -> tuple[Channel, Codec]:
     assert call is not None
-    return call.channel(key, [shape_of(5, 1, 8)], dtype)
+    return call.channel((1, str(key), 0, 0), [shape_of(5, 1, 8)], dtype)
 
 
 def send(call: ResidualCall | None, *keys: Hashable, x: float = 1.0) -> list[bool]:
@@ -91,8 +91,8 @@ def test_another_shape_or_dtype_gives_a_key_frame() -> None:
     assert call is not None
     assert channel(call, "k")[1].is_key is False, "the control"
     assert channel(call, "k", torch.bfloat16)[1].is_key
-    assert call.channel("k", [shape_of(5, 2, 4)], torch.float32)[1].is_key, "as many numbers, other heads"
-    assert call.channel("k", [shape_of(5, 1, 8)] * 2, torch.float32)[1].is_key
+    assert call.channel((1, "k", 0, 0), [shape_of(5, 2, 4)], torch.float32)[1].is_key, "as many numbers, other heads"
+    assert call.channel((1, "k", 0, 0), [shape_of(5, 1, 8)] * 2, torch.float32)[1].is_key
 
 
 def test_another_form_gives_key_frames_and_another_codec_of_that_form_does_not() -> None:

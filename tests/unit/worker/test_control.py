@@ -10,7 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from tutti.backend.compression.policy import LAYER_GROUPS
 from tutti.backend.errors import BadRequest, Draining, InternalError, JobCancelled, OutOfMemory
+from tutti.backend.parallel.group import CONTROL_WORDS
 from tutti.backend.worker.control import PROTOCOL, WORDS, Action, CallGate, OutOfStep, ResidualNews, Row, decide
 
 
@@ -22,12 +24,12 @@ def row(action: Action = Action.CONTINUE, error: str = "", *, sequence: int = 7,
     return Row(sequence=sequence, call=call, action=action, error=error)
 
 
-def test_a_row_is_sixteen_words_as_the_protocol_page_lists_them() -> None:
+def test_a_row_is_eighty_words_as_the_protocol_page_lists_them() -> None:
     words = row(Action.CANCEL, "out_of_memory").words()
-    assert len(words) == WORDS == 16
+    assert len(words) == WORDS == CONTROL_WORDS == 16 + LAYER_GROUPS == 80
     assert words[:4] == [PROTOCOL, 7, 3, 1]
     assert words[4] > 0
-    assert words[5:] == [0] * 11
+    assert words[5:] == [0] * 75
     assert row().words()[4] == 0
 
 
@@ -87,9 +89,10 @@ def test_different_errors_end_the_group() -> None:
         (8, 1),
         (8, -1),
         (9, -1),
-        (10, -1),
-        (11, 1),
+        (10, 1),
         (15, 1),
+        (16, -1),
+        (79, -1),
     ],
 )
 def test_words_that_no_rank_of_this_release_writes_end_the_group(word: int, value: int) -> None:
@@ -100,7 +103,7 @@ def test_words_that_no_rank_of_this_release_writes_end_the_group(word: int, valu
         decide(strange)
 
 
-@given(st.lists(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=16, max_size=16), min_size=1, max_size=4))
+@given(st.lists(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=WORDS, max_size=WORDS), min_size=1, max_size=4))
 def test_any_rows_give_a_decision_or_end_the_group(words: list[list[int]]) -> None:
     try:
         decide(words)
@@ -222,7 +225,7 @@ def told(wants_key: bool = False, is_broken: bool = False, *, evictions: int = 0
 
 
 def test_news_of_residual_state_are_three_words() -> None:
-    assert told().words()[5:] == [0] * 11
+    assert told().words()[5:] == [0] * 75
     assert told(True, evictions=4, state_bytes=5_000_000_000).words()[5:9] == [1, 4, 5_000_000_000, 0]
     assert told(True, True).words()[5] == 2
     with pytest.raises(InternalError, match="key frame"):
@@ -249,6 +252,25 @@ def test_ranks_that_dropped_other_states_end_the_group() -> None:
     assert decide(rows(told(evictions=2), told(evictions=2))).residuals.evictions == 2
     with pytest.raises(OutOfStep, match="dropped residual state"):
         decide(rows(told(evictions=2), told(evictions=1)))
+
+
+def of_errors(**errors_ppm: int) -> Row:
+    """Errors by group: ``g3=7``."""
+    every = tuple(errors_ppm.get(f"g{group}", 0) for group in range(LAYER_GROUPS))
+    return Row(sequence=7, call=3, residuals=ResidualNews(errors_ppm=every))
+
+
+def test_errors_travel_by_layer_group_and_in_each_the_greatest_counts() -> None:
+    assert of_errors(g0=4, g63=5).words()[16:] == [4, *[0] * 62, 5]
+    decided = decide(rows(of_errors(g0=4, g2=9), of_errors(g0=5, g63=2), told())).residuals
+    assert decided.errors_ppm == (5, 0, 9, *[0] * 60, 2)
+    assert decide(rows(of_errors(), told())).residuals == ResidualNews(), "where nothing was measured nothing is told"
+    assert decide(rows(of_errors(g0=4), of_errors())) == decide(rows(of_errors(), of_errors(g0=4))), "whoever measured"
+
+
+def test_errors_of_some_groups_only_are_no_news() -> None:
+    with pytest.raises(InternalError, match="64 groups or none, not of 3"):
+        ResidualNews(errors_ppm=(1, 2, 3))
 
 
 def test_a_gate_tells_the_news_of_its_start_and_gives_what_all_concluded() -> None:

@@ -31,7 +31,7 @@ def make_call(own: TrajectoryResiduals, x: float = 1.0, *, branch: Hashable = 0,
     call, found = own.of_call(branch, own.news(), "kind"), []
     for key in range(channels if call is not None else 0):
         assert call is not None
-        channel, codec = call.channel(key, [SHAPE], torch.float32)
+        channel, codec = call.channel((1 + key, "k", 0, 0), [SHAPE], torch.float32)
         channel.encode([torch.full((5, 8), x)], codec)
         found.append(codec.is_key)
     return found

@@ -58,7 +58,7 @@ def call(residuals: Residuals, trajectory: str) -> ResidualCall:
 
 def send(side: ResidualCall, *, twice: bool = False) -> None:
     """One transfer that this rank encodes, or that it decodes although it is not its turn."""
-    channel, codec = side.channel("k", [MatrixShape(rows=8, heads=1, head_dim=128)], torch.float32)
+    channel, codec = side.channel((1, "k", 0, 0), [MatrixShape(rows=8, heads=1, head_dim=128)], torch.float32)
     payload, _ = channel.encode([torch.ones(8, 128)], codec)
     if twice:
         channel.decode(payload, codec)
