@@ -41,9 +41,9 @@ def control(rank: Rank) -> None:
     rank.tensors["control"] = rank.group.exchange_control(torch.arange(CONTROL_WORDS) + 1000 * rank.rank)()
     refused = []
     for wrong in (
-        torch.zeros(15, dtype=torch.int64),
-        torch.zeros(16, dtype=torch.int32),
-        torch.zeros(1, 16, dtype=torch.int64),
+        torch.zeros(CONTROL_WORDS - 1, dtype=torch.int64),
+        torch.zeros(CONTROL_WORDS, dtype=torch.int32),
+        torch.zeros(1, CONTROL_WORDS, dtype=torch.int64),
     ):
         try:
             rank.group.exchange_control(wrong)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tutti.backend.parallel.group import CONTROL_WORDS
 
 from tests.distributed.group_ranks import DTYPES, qkv
 from tests.support.parity import relative_error
@@ -58,7 +59,7 @@ def test_a_broadcast_overwrites_every_ranks_tensor_whatever_its_dtype(ranks: Ran
 
 def test_every_rank_gets_every_ranks_control_vector(ranks: Ranks) -> None:
     world_size, _, results = ranks
-    expected = torch.arange(16) + 1000 * torch.arange(world_size)[:, None]
+    expected = torch.arange(CONTROL_WORDS) + 1000 * torch.arange(world_size)[:, None]
     assert all(torch.equal(result.tensors["control"], expected) for result in results)
     assert all(len(result.facts["refused control vectors"]) == 3 for result in results)
 
