@@ -4,7 +4,8 @@ Two and four ranks, each in a network namespace of its own, joined by a bridge; 
 (:mod:`.namespaces`). A link is so slow that it decides, and not the two cores which all ranks share. Measured, through the product's own exchange: whole
 trajectories of 28 calls, the first with its key frame, of some layers of attention. Encoding, decoding and hashing are part of it, as they run on
 these cores. **Emulated** is the rest of the network, by sleeping: as long as makes communication of the uncompressed ring over computation what it was at
-CompactFusion's points (16:1 at 500 MB/s to 4:1 at 2000 MB/s, four ranks). A fifth of it counts as attention, which a ring can hide behind, as in FLUX.1.
+CompactFusion's points (16:1 at 500 MB/s to 4:1 at 2000 MB/s, four ranks). From point to point the links change, and the computation does not. A fifth of
+it counts as attention, which a ring can hide behind, as in FLUX.1.
 
 * *raw*: uncompressed, by every plan. *fast, balanced, small*: the product's presets, by every plan.
 * *cf-...*, *naive-1bit*: CompactFusion's formats and one bit without a base, in the ring, as published (:mod:`.baselines`).
@@ -17,7 +18,7 @@ CompactFusion's points (16:1 at 500 MB/s to 4:1 at 2000 MB/s, four ranks). A fif
 
 Without root or iproute2 the links are emulated too, by a transport that sleeps (:mod:`.emulated_links`); the table says so.
 
-    python -m tutti.benchmarks.links [--json FILE] [--check] [--rounds N] [--steps N] [--ranks N ...] [--mbps M] [--points R ...]
+    python -m tutti.benchmarks.links [--json FILE] [--check] [--rounds N] [--steps N] [--ranks N ...] [--mbps M] [--points R ...] [--only NAME ...] [--rings]
 """
 
 from __future__ import annotations
@@ -89,10 +90,12 @@ def plans(ranks: int) -> list[str]:
     return [f"ring={ranks}", f"ulysses={ranks}", *both]
 
 
-def entries(ranks: int, only: Sequence[str] = ()) -> list[Entry]:
-    """All of them, or uncompressed ones and ``only`` these."""
-    everyone = [Entry(contestant, plan) for contestant in (RAW, *PRESETS) for plan in plans(ranks)]
-    everyone += [Entry(contestant, plans(ranks)[0]) for contestant in BASELINES]
+def entries(ranks: int, only: Sequence[str] = (), *, rings: bool = False) -> list[Entry]:
+    """All of them, or uncompressed ones and ``only`` these. ``rings``: presets in the ring alone."""
+    ring = plans(ranks)[0]
+    everyone = [Entry(RAW, plan) for plan in plans(ranks)]
+    everyone += [Entry(preset, plan) for preset in PRESETS for plan in ([ring] if rings else plans(ranks))]
+    everyone += [Entry(baseline, ring) for baseline in BASELINES]
     return [entry for entry in everyone if not only or entry.contestant in (RAW, *only)]
 
 
@@ -174,23 +177,27 @@ def goodput_of(ranks: Contestant, bits_per_s: float) -> float:
 
 def measure(ranks: int, work: Work, options: argparse.Namespace, *, emulated: bool) -> list[Figure]:
     """All figures of a group of this size."""
-    bits_per_s, found = options.mbps * 1e6, Measured()
-    points = {f"{point:g}:1": work.compute_s(ranks, bits_per_s, point) for point in options.points}
-    members, goodput = entries(ranks, options.only), []
-    with started_ranks(ranks, work, bits_per_s, emulated=emulated) as group:
-        warm_up(group, members)
-        for _ in range(options.rounds):
-            goodput.append(goodput_of(group, bits_per_s))
-            for point, compute_s in points.items():
+    compute_s = work.compute_s(ranks, options.mbps * 1e6, POINTS[0])
+    members = entries(ranks, options.only, rings=options.rings)
+    found, goodput = Measured(), list[float]()
+    speeds: dict[str, float | None] = {
+        f"{point:g}:1": options.mbps * 1e6 * POINTS[0] / point for point in options.points
+    }
+    for point, bits_per_s in {**speeds, NO_LIMIT: None}.items():
+        with started_ranks(ranks, work, bits_per_s, emulated=emulated) as group:
+            warm_up(group, members)
+            for _ in range(options.rounds):
+                if bits_per_s is not None:
+                    goodput.append(goodput_of(group, bits_per_s) / bits_per_s)
                 for entry in members:
                     found.setdefault((point, entry), []).append(ask(group, entry, compute_s, work.steps))
-    least_compute_s = min(points.values())
-    with started_ranks(ranks, work, None, emulated=emulated) as group:
-        warm_up(group, members)
-        for _ in range(options.rounds):
-            for entry in members:
-                found.setdefault((NO_LIMIT, entry), []).append(ask(group, entry, least_compute_s, work.steps))
-    return figures_of(found, ranks, goodput, bits_per_s)
+                    tell(point, entry, found[point, entry][-1])
+    return figures_of(found, ranks, goodput)
+
+
+def tell(point: str, entry: Entry, trajectory: Trajectory) -> None:
+    """A line while it runs: a trajectory takes a minute."""
+    print(f"  {point}  {entry.name}: {1000 * trajectory.step_s:.0f} ms a step", flush=True)
 
 
 def warm_up(ranks: Contestant, members: Sequence[Entry]) -> None:
@@ -199,10 +206,10 @@ def warm_up(ranks: Contestant, members: Sequence[Entry]) -> None:
         ask(ranks, entry, 0.0, 2)
 
 
-def figures_of(found: Measured, ranks: int, goodput: Sequence[float], bits_per_s: float) -> list[Figure]:
-    """Times, bytes, and what is gained over the uncompressed ring and over uncompressed Ulysses."""
-    share = Spread.of([bits / bits_per_s for bits in goodput])
+def figures_of(found: Measured, ranks: int, goodput: Sequence[float]) -> list[Figure]:
+    """Times, bytes, and what is gained over the uncompressed ring and over uncompressed Ulysses. ``goodput``: shares of a link's limit."""
     group = f"{ranks} ranks"
+    share = Spread.of(goodput)
     figures = [Figure(case=group, metric="goodput / limit of a link", spread=share, unit="x", baseline="limit")]
     ring, ulysses = (Entry(RAW, plan) for plan in plans(ranks)[:2])
     for entry in dict.fromkeys(entry for _, entry in found):
@@ -236,12 +243,12 @@ def _ratio(case: str, metric: str, over: Sequence[Trajectory], under: Sequence[T
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="measured rounds (default: 3)")
+    parser.add_argument("--rounds", type=int, default=1, help="measured rounds (default: 1)")
     parser.add_argument(
         "--steps", type=int, default=28, help="calls of a trajectory, its key frame included (default: 28)"
     )
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4], choices=(2, 4), help="(default: 2 4)")
-    parser.add_argument("--mbps", type=float, default=20.0, help="the links, in Mbit/s; below 200 (default: 20)")
+    parser.add_argument("--mbps", type=float, default=5.0, help="the links at 16:1, in Mbit/s (default: 5)")
     parser.add_argument(
         "--points",
         type=float,
@@ -257,13 +264,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="NAME",
         help="these contestants, and raw",
     )
+    parser.add_argument("--rings", action="store_true", help="presets in the ring alone")
     parser.add_argument("--emulated", action="store_true", help="emulate the links, as without root")
-    for name, value in (("tokens", 128), ("heads", 8), ("head-dim", 64), ("layers", 2)):
+    for name, value in (("tokens", 544), ("heads", 12), ("head-dim", 128), ("layers", 1)):
         parser.add_argument(f"--{name}", type=int, default=value, help=f"of each rank (default: {value})")
     options = parser.parse_args(arguments)
     reason = "asked for" if options.emulated else why_not()
     print(
-        f"links: {options.mbps:g} Mbit/s out of each rank, " + (f"EMULATED ({reason})" if reason else "by the kernel")
+        f"links: {options.mbps:g} Mbit/s out of each rank at 16:1, "
+        + (f"EMULATED ({reason})" if reason else "by the kernel")
     )
     print("rest of the network: emulated by sleeping; attention, encoding, decoding and transfers: measured")
     work = Work(**{name: getattr(options, name) for name in Work.__dataclass_fields__})

@@ -20,7 +20,8 @@ from torch.distributed import ProcessGroup
 from ..backend.compression.policy import PRESETS, Preset
 from ..backend.compression.store import ResidualStore
 from ..backend.errors import InternalError
-from ..backend.parallel import usp
+from ..backend.parallel import ahead, usp
+from ..backend.parallel.ahead import Values, begin
 from ..backend.parallel.exchange import Exchange, Parcel, RawCodec
 from ..backend.parallel.group import WorkerGroup
 from ..backend.parallel.mesh import SequenceMesh
@@ -102,6 +103,34 @@ class _Waiting:
         self._transport.waiting(self._hop.wait)
 
 
+class CountedAhead:
+    """Opens parcels ahead as the product does, and counts how long this rank's own thread stood still for one that another thread was at."""
+
+    def __init__(self, transport: WaitingTransport) -> None:
+        self._transport = transport
+
+    def begin(self, work: Callable[[], Values], device: torch.device) -> Callable[[], Values]:
+        """See :func:`.ahead.begin`."""
+        opened_by: list[threading.Thread] = []
+
+        def noted() -> Values:
+            opened_by.append(threading.current_thread())
+            return work()
+
+        opened = begin(noted, device)
+
+        def value() -> Values:
+            began_s = time.perf_counter()
+            found = opened()
+            if opened_by != [
+                threading.current_thread()
+            ]:  # what it does itself is work, and its waits are counted where they are
+                self._transport.waited_s += time.perf_counter() - began_s
+            return found
+
+        return value
+
+
 class Runner:
     """What stays from trajectory to trajectory."""
 
@@ -109,6 +138,7 @@ class Runner:
         self._group = group
         self._settings = settings
         self.transport = WaitingTransport(_links(group.transport, settings["emulated_bits_per_s"]))
+        ahead.begin = CountedAhead(self.transport).begin
         self._timeline = Timeline()
         """Of the running trajectory's attentions."""
         self._steps = self._trajectory()

@@ -19,15 +19,19 @@ from .judgement import (
     distance_figures,
     drawn_scenes,
     exchange_figure,
+    gain_figure,
     look_at,
+    loss_figure,
     reconstruction_figure,
 )
 from .pictures import Autoencoder
 from .prompts import prompt_set
 from .sampling import sample_prompts
-from .settings import Setting, settings_of
+from .settings import EXCHANGES, PAIRS, Setting, settings_of
 
 BENCHMARK: Final = "quality"
+OF_EXCHANGES: Final = "quality of exchanges"
+"""The benchmark's name with ``--exchanges``, which has promises of its own."""
 PROMPTS: Final = 200
 
 
@@ -44,7 +48,15 @@ def measure(models: Path, settings: list[Setting], count: int, grid: Path | None
         write_grid(grid, prompts, drawn, shown)
     figures = [reconstruction_figure(ceiling, drawn)]
     figures += [figure for one in (ceiling, *shown) for figure in accuracy_figures(one, prompts)]
-    figures += [figure for one in shown[1:] for figure in distance_figures(one, shown[0])]
+    figures += [
+        figure for one in shown[1:] for figure in (*distance_figures(one, shown[0]), loss_figure(one, shown[0]))
+    ]
+    by_name = {one.name: one for one in shown}
+    figures += [
+        gain_figure(by_name[one], by_name[other], shown[0])
+        for one, other in PAIRS
+        if one in by_name and other in by_name
+    ]
     return figures + [
         exchange_figure(setting.name, one.exchanged_bytes / count)
         for setting, one in zip(settings[1:], sampled[1:], strict=True)
@@ -59,6 +71,11 @@ def main(arguments: list[str] | None = None) -> int:
         help="compare this with one rank in float32; may be given several times, such as 'two:plan=ulysses=2,dtype=BF16'; "
         "a baseline= or a preset= takes the place of the plan's compression",
     )  # fmt: skip
+    parser.add_argument(
+        "--exchanges",
+        action="store_true",
+        help="compare the presets with what others send, each on two ranks in float32",
+    )
     parser.add_argument("--models", type=Path, default=MODELS_FOLDER, help="models folder with the demo model's files")
     parser.add_argument("--prompts", type=int, default=PROMPTS, help=f"how many, at least 2 (default: {PROMPTS})")
     parser.add_argument(
@@ -68,10 +85,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.prompts < 2:
         parser.error("take at least 2 prompts, one of each kind")
     try:
-        settings = settings_of(options.setting)
+        settings = settings_of(options.setting, EXCHANGES if options.exchanges else ())
     except ValueError as error:
         parser.error(str(error))
-    return finish(BENCHMARK, measure(options.models, settings, options.prompts, options.grid), options)
+    benchmark = OF_EXCHANGES if options.exchanges else BENCHMARK
+    return finish(benchmark, measure(options.models, settings, options.prompts, options.grid), options)
 
 
 def _readable(text: str) -> str:

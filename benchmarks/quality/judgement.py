@@ -17,6 +17,7 @@ from .pictures import Autoencoder
 from .prompts import SIDE, Prompt
 
 ACCURACY: Final = {1: "prompt accuracy, one object", 2: "prompt accuracy, two objects with places"}
+LOST: Final = "prompt accuracy lost"
 FRECHET: Final = "Fréchet distance, demo autoencoder features"
 RECONSTRUCTION: Final = "PSNR of the autoencoder on unseen scenes"
 DRAWN: Final = "drawn scenes through the autoencoder"
@@ -82,6 +83,25 @@ def distance_figures(shown: Shown, reference: Shown) -> list[Figure]:
     ]
     one = frechet_distance(shown.features, reference.features)
     return [*figures, Figure.one(case=shown.name, metric=FRECHET, value=one, unit="", baseline=baseline)]
+
+
+def loss_figure(shown: Shown, reference: Shown) -> Figure:
+    """How many of a hundred prompts a setting keeps less than the reference does; negative where it keeps more."""
+    lost = 100 * (sum(reference.kept) - sum(shown.kept)) / len(shown.kept)
+    return Figure.one(case=shown.name, metric=LOST, value=lost, unit="points", baseline=reference.name)
+
+
+def gain_figure(shown: Shown, other: Shown, reference: Shown) -> Figure:
+    """How much nearer to the reference a setting is than another: between the medians of their PSNR."""
+    own_db, other_db = (Spread.of(psnr_db(one.pictures, reference.pictures).tolist()).p50 for one in (shown, other))
+    return Figure.one(
+        case=shown.name, metric=gain_over(other.name), value=own_db - other_db, unit="dB", baseline=other.name
+    )
+
+
+def gain_over(name: str) -> str:
+    """The metric of :func:`gain_figure`."""
+    return f"median PSNR above that of {name}"
 
 
 def exchange_figure(name: str, bytes_each: float) -> Figure:

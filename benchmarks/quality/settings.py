@@ -6,6 +6,7 @@ Its exchange may be none of the product's: ``NAME:plan=ring=2,dtype=BF16,baselin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, cast, get_args
 
@@ -97,13 +98,34 @@ REFERENCE: Final = Setting(name="one rank, fp32")
 """What every other setting is compared with. It always runs, and first."""
 
 
-def settings_of(texts: list[str]) -> list[Setting]:
-    """The reference and the settings of the command line.
+EXCHANGES: Final = tuple(
+    Setting.parse(f"{name}:plan=ring=2,dtype=F32,{exchange}")
+    for name, exchange in (
+        ("cf-2bit", "baseline=cf-2bit"),
+        ("balanced", "compression=balanced"),
+        ("cf-1bit", "baseline=cf-1bit"),
+        ("binary, order 2", "preset=residual=binary,order=2"),
+        ("naive-1bit", "baseline=naive-1bit"),
+        ("small", "compression=small"),
+        ("stale", "baseline=stale"),
+        ("cf-lowrank", "baseline=cf-lowrank"),
+        ("fast", "compression=fast"),
+    )
+)
+"""What ``--exchanges`` compares, in float32: the noise of bfloat16 would hide how they differ."""
+
+PAIRS: Final = (("balanced", "cf-2bit"), ("binary, order 2", "cf-1bit"), ("small", "stale"), ("cf-1bit", "naive-1bit"))
+"""Of each, how much nearer to the reference the first is than the second. In the first two, ours takes fewer bytes of a trajectory than what it is
+compared with."""
+
+
+def settings_of(texts: list[str], others: Sequence[Setting] = ()) -> list[Setting]:
+    """The reference, ``others`` and the settings of the command line.
 
     Raises:
         ValueError: one of them cannot be read, or two have one name.
     """
-    settings = [REFERENCE, *map(Setting.parse, texts)]
+    settings = [REFERENCE, *others, *map(Setting.parse, texts)]
     names = [setting.name for setting in settings]
     if len(set(names)) != len(names):
         raise ValueError(f"Give every setting a name of its own: got {', '.join(names)}.")

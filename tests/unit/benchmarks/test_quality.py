@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,24 +17,28 @@ from tutti.benchmarks.demo_model.autoencoder import new_autoencoder, to_input
 from tutti.benchmarks.demo_model.export import write_assets
 from tutti.benchmarks.demo_model.flow import encode_prompts, new_transformer
 from tutti.benchmarks.demo_model.scenes import is_held_out
-from tutti.benchmarks.quality.__main__ import main
+from tutti.benchmarks.quality.__main__ import OF_EXCHANGES, main
 from tutti.benchmarks.quality.grid import write_grid
 from tutti.benchmarks.quality.judgement import (
     ACCURACY,
     DRAWN,
     FRECHET,
+    LOST,
     RECONSTRUCTION,
     Shown,
     accuracy_figures,
     distance_figures,
     drawn_scenes,
+    gain_figure,
+    gain_over,
     look_at,
+    loss_figure,
     reconstruction_figure,
 )
 from tutti.benchmarks.quality.pictures import Autoencoder
 from tutti.benchmarks.quality.prompts import prompt_set
 from tutti.benchmarks.quality.sampling import sample_of
-from tutti.benchmarks.quality.settings import REFERENCE, Setting, settings_of
+from tutti.benchmarks.quality.settings import EXCHANGES, PAIRS, REFERENCE, Setting, settings_of
 from tutti.benchmarks.report import read_targets
 from zmq.utils.garbage import gc as garbage
 
@@ -209,6 +214,34 @@ def test_a_setting_is_no_distance_from_itself_and_some_from_another(perfect: Sho
 def test_the_promises_name_figures_that_are_measured(perfect: Shown) -> None:
     promised = {(target.case, target.metric) for target in read_targets("quality")}
     assert promised == {(REFERENCE.name, metric) for metric in ACCURACY.values()} | {(DRAWN, RECONSTRUCTION)}
+    compared = {(one, gain_over(other)) for one, other in PAIRS} | {(one.name, LOST) for one in EXCHANGES}
+    assert {(target.case, target.metric) for target in read_targets(OF_EXCHANGES)} <= compared
+
+
+def test_exchanges_are_compared_on_the_same_ranks_in_float32_each_under_its_name() -> None:
+    settings = settings_of([], EXCHANGES)
+    assert settings[0] == REFERENCE
+    assert {(setting.plan.ring, setting.plan.ulysses, setting.dtype) for setting in EXCHANGES} == {(2, 1, "F32")}
+    assert {name for pair in PAIRS for name in pair} <= {setting.name for setting in EXCHANGES}
+    for setting in EXCHANGES:
+        ours = setting.plan.compression if not setting.exchange else None
+        assert setting.name in (ours, setting.exchange) or setting.exchange == "residual=binary,order=2"
+
+
+def test_what_a_setting_loses_and_gains_is_told_against_the_reference_and_another(perfect: Shown) -> None:
+    prompts = prompt_set(12)
+    drawn = drawn_scenes(prompts).float()
+    near, far = (
+        look_at(name, drawn * share, prompts, PerfectAutoencoder())  # type: ignore[arg-type]
+        for name, share in (("near", 0.99), ("far", 0.5))
+    )
+    assert gain_figure(near, far, perfect).value > 10
+    assert gain_figure(far, near, perfect).value == -gain_figure(near, far, perfect).value
+    assert gain_figure(near, far, perfect).metric == gain_over("far")
+    assert loss_figure(perfect, perfect).value == 0
+    nothing_kept = replace(perfect, kept=(False,) * 12)
+    assert loss_figure(nothing_kept, perfect).value == 100 * sum(perfect.kept) / 12 > 0
+    assert loss_figure(perfect, nothing_kept).value < 0
 
 
 def test_the_autoencoders_figure_is_the_distance_from_what_was_drawn(perfect: Shown) -> None:
