@@ -3,7 +3,8 @@
 One matrix of keys, by default that of a FLUX.1 attention at 1024 x 1024 on four ranks (1088 rows, 24 heads of 128, bf16). Bytes are counted, without the 16
 bytes of a channel's header. Encoding and decoding are timed eagerly, as a model call runs them: wall clock on a CPU, CUDA events and buffers larger
 than the L2 cache in turn on a GPU. What is lost is measured in the closed loop, on synthetic trajectories of 28 steps that change as FLUX.1's were
-published to (:mod:`.published_walk`); where a codec is one of residuals, a key frame in int4 comes first.
+published to (:mod:`.published_walk`); where a codec is one of residuals, a key frame in int4 comes first. Hashes are timed beside what they are part
+of too: the attention and the matrices of one block.
 
     python -m tutti.benchmarks.codecs [--json FILE] [--check] [--rounds N] [--rows N ...] [--heads N] [--head-dim N]
 """
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..backend.compression.codecs import CODECS, Codec
+from ..backend.compression.policy import PRESETS
 from ..backend.compression.state import MatrixShape, ResidualState, StateForm
 from ..kernels.base_hash import hash_of
 from .baselines import NaiveBinary, PublishedLowRank
@@ -31,6 +33,12 @@ KEY: Final = "key-int4"
 BUFFERS_BYTES: Final = 256 * 1024**2
 """What all buffers in turn have at least, on a GPU."""
 WARM_UP_ROUNDS: Final = 3
+RANKS: Final = 4
+"""Of the ring whose hashes are counted."""
+WEIGHTS: Final = 12
+"""Numbers of a block's weights, in squares of its width: 4 around the attention and 8 in the MLP, as in FLUX.1 and most others."""
+LARGEST_STATE: Final = "balanced"
+"""The preset that has most to hash: a base and its trend."""
 BASELINES: Final[Mapping[str, Codec]] = {codec.name: codec for codec in (PublishedLowRank(), NaiveBinary())}
 """As published by others, and one bit without a base: the control."""
 
@@ -138,6 +146,33 @@ def _hashing(codec: Codec, x_NC: Tensor, shape: MatrixShape) -> Callable[[], obj
     return lambda: hash_of(state.kept)
 
 
+def hash_figure(shape: MatrixShape, rounds: int, device: torch.device) -> Figure:
+    """What hashing costs of a block that exchanges its keys and values in a ring of :data:`RANKS`, with the state that ``balanced`` keeps."""
+    seen = PRESETS[LARGEST_STATE].form
+    state = ResidualState(shape, DTYPE, device, seen)
+    for step in published_walk(shape.rows, shape.channels, steps=2, device=device):
+        codec = CODECS["quaternary" if not state.is_empty else KEY]
+        codec.encode(step.to(DTYPE), state, new_payload(codec, shape, device))
+    x_NC = torch.randn(shape.rows, shape.channels, device=device).to(DTYPE)
+    qkv_HND = x_NC.view(shape.rows, shape.heads, shape.head_dim).transpose(0, 1)[None]
+    weights_CM = torch.randn(shape.channels, WEIGHTS * shape.channels, device=device).to(DTYPE)
+
+    def compute() -> None:
+        for _ in range(RANKS):
+            torch.nn.functional.scaled_dot_product_attention(qkv_HND, qkv_HND, qkv_HND)
+        torch.mm(x_NC, weights_CM)
+
+    def hash_all() -> None:
+        for _ in range(2 * RANKS):  # keys and values of all owners, its own among them
+            hash_of(state.kept)
+
+    hashed, computed = timed_ms([hash_all], rounds, device), timed_ms([compute], rounds, device)
+    shares = [hashing / computing for hashing, computing in zip(hashed, computed, strict=True)]
+    return Figure(
+        case=case_of("hash", shape), metric="hashes of a block / the block", spread=Spread.of(shares), unit="x"
+    )
+
+
 def timed_ms(calls: Sequence[Callable[[], object]], rounds: int, device: torch.device) -> list[float]:
     """Milliseconds of one call in each round, buffers in turn."""
     times = []
@@ -209,6 +244,7 @@ def measure(shapes: Sequence[MatrixShape], rounds: int, device: torch.device) ->
                 ]
                 for spectrum in SPECTRA
             }
+            figures.append(hash_figure(shape, rounds, device))
             for name, codec in codecs().items():
                 figures += size_figures(name, codec, shape)
                 figures += time_figures(name, codec, shape, rounds, device)
