@@ -30,8 +30,8 @@ STEPS: Final = 28
 JOB: Final = FluxJob(side=64, text_tokens=128, hidden=512, depth=2, depth_single=3)
 
 
-def step_ms(client: Client, plan: str, compression: str) -> float:
-    """A whole job over its steps, from Sample to Result, in milliseconds."""
+def step_ms(client: Client, plan: str, compression: str, said: list[bool] | None = None) -> float:
+    """A whole job over its steps, from Sample to Result, in milliseconds. ``said``: gets whether its ranks compressed a call."""
     sample, tensors = JOB.sample(STEPS, previews=False)
     on = replace(sample.on, plan=f"{plan},compression={compression}")
     began_s = time.perf_counter()
@@ -39,6 +39,8 @@ def step_ms(client: Client, plan: str, compression: str) -> float:
     took_s = time.perf_counter() - began_s
     if not isinstance(result, Result):
         raise InternalError("A Sample was answered with something else than a Result.")
+    if said is not None:
+        said.append("fewer bytes" in result.compression)
     return 1000 * took_s / STEPS
 
 
@@ -53,12 +55,16 @@ def measure(client: Client, rounds: int) -> list[Figure]:
 
 def _of_plan(client: Client, plan: str, rounds: int) -> list[Figure]:
     case = f"{plan} on CPU ranks of one host"
-    plain_ms, first_ms = step_ms(client, plan, OFF), step_ms(client, plan, AUTO)
+    tried = list[bool]()
+    plain_ms, first_ms = step_ms(client, plan, OFF), step_ms(client, plan, AUTO, tried)
+    if not all(tried):
+        raise InternalError("The first job of auto is to try compression: its ranks say that nothing was compressed.")
     times: dict[str, list[float]] = {OFF: [], AUTO: [], CONTROL: []}
+    compressed: dict[str, list[bool]] = {compression: [] for compression in times}
     for number in range(rounds):
         order = list(times) if number % 2 else list(times)[::-1]
         for compression in order:
-            times[compression].append(step_ms(client, plan, compression))
+            times[compression].append(step_ms(client, plan, compression, compressed[compression]))
 
     def ratio(compression: str) -> Figure:
         paired = [a / b for a, b in zip(times[compression], times[OFF], strict=True)]
@@ -71,6 +77,7 @@ def _of_plan(client: Client, plan: str, rounds: int) -> list[Figure]:
         Figure.one(case=case, metric="first auto job / off", value=first_ms / plain_ms, unit="x", baseline=OFF),
         ratio(AUTO),
         ratio(CONTROL),
+        Figure.one(case=case, metric="auto jobs that compressed", value=sum(compressed[AUTO]), unit="jobs"),
     ]
 
 

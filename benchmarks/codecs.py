@@ -148,11 +148,13 @@ def _hashing(codec: Codec, x_NC: Tensor, shape: MatrixShape) -> Callable[[], obj
 
 def hash_figure(shape: MatrixShape, rounds: int, device: torch.device) -> Figure:
     """What hashing costs of a block that exchanges its keys and values in a ring of :data:`RANKS`, with the state that ``balanced`` keeps."""
-    seen = PRESETS[LARGEST_STATE].form
-    state = ResidualState(shape, DTYPE, device, seen)
-    for step in published_walk(shape.rows, shape.channels, steps=2, device=device):
-        codec = CODECS["quaternary" if not state.is_empty else KEY]
-        codec.encode(step.to(DTYPE), state, new_payload(codec, shape, device))
+    form = PRESETS[LARGEST_STATE].form
+    states = [ResidualState(shape, DTYPE, device, form) for _ in range(2 * RANKS)]
+    """Of keys and values of all owners, its own among them."""
+    for seed, state in enumerate(states):
+        for step in published_walk(shape.rows, shape.channels, steps=2, seed=seed, device=device):
+            codec = CODECS["quaternary" if not state.is_empty else KEY]
+            codec.encode(step.to(DTYPE), state, new_payload(codec, shape, device))
     x_NC = torch.randn(shape.rows, shape.channels, device=device).to(DTYPE)
     qkv_HND = x_NC.view(shape.rows, shape.heads, shape.head_dim).transpose(0, 1)[None]
     weights_CM = torch.randn(shape.channels, WEIGHTS * shape.channels, device=device).to(DTYPE)
@@ -163,11 +165,13 @@ def hash_figure(shape: MatrixShape, rounds: int, device: torch.device) -> Figure
         torch.mm(x_NC, weights_CM)
 
     def hash_all() -> None:
-        for _ in range(2 * RANKS):  # keys and values of all owners, its own among them
+        for state in states:
             hash_of(state.kept)
 
-    hashed, computed = timed_ms([hash_all], rounds, device), timed_ms([compute], rounds, device)
-    shares = [hashing / computing for hashing, computing in zip(hashed, computed, strict=True)]
+    shares = []
+    for _ in range(rounds):
+        (hashing,), (computing,) = timed_ms([hash_all], 1, device), timed_ms([compute], 1, device)
+        shares.append(hashing / computing)
     return Figure(
         case=case_of("hash", shape), metric="hashes of a block / the block", spread=Spread.of(shares), unit="x"
     )

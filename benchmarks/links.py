@@ -7,12 +7,12 @@ these cores. **Emulated** is the rest of the network, by sleeping: as long as ma
 CompactFusion's points (16:1 at 500 MB/s to 4:1 at 2000 MB/s, four ranks). From point to point the links change, and the computation does not. A fifth of
 it counts as attention, which a ring can hide behind, as in FLUX.1.
 
-* *raw*: uncompressed, by every plan. *fast, balanced, small*: the product's presets, by every plan.
+* *raw*: uncompressed, by every plan; four calls of a trajectory, which are all alike, and its bytes from those. *fast, balanced, small*: the product's presets, by every plan.
 * *cf-...*, *naive-1bit*: CompactFusion's formats and one bit without a base, in the ring, as published (:mod:`.baselines`).
 * *stale*: a ring that uses the keys and values of the call before, so that a transfer has a whole call to travel: DistriFusion's exchange.
 * *hidden*: 1 - time stood still / time of the same transfers with nothing to do beside them, from those of the first two calls. What ranks wait for one
-  another, or for a decoding, counts as not hidden, so that it may be less than nothing.
-* *what attention can hide*: of the transfers of a call, as much as its attentions to all chunks but the last take; nothing in an all-to-all.
+  another, or for another thread's decoding, counts as not hidden, so that it may be less than nothing. What a rank decodes itself is work.
+* *what attention can hide*: of the transfers of a ring's call, as much as its attentions to all chunks but the last take. Told where a ring is all there is.
 * *cores busy*: of all ranks together. Where it comes near to two, the processor decides and not the link.
 * *no limit*: the same ranks on the loopback: what coding costs where it spares nothing.
 

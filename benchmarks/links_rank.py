@@ -104,7 +104,7 @@ class _Waiting:
 
 
 class CountedAhead:
-    """Opens parcels ahead as the product does, and counts how long this rank's own thread stood still for one that another thread was at."""
+    """Opens parcels ahead as the product does, and counts how long this rank's own thread stood still for one that another thread was waiting for, or decoding."""
 
     def __init__(self, transport: WaitingTransport) -> None:
         self._transport = transport
@@ -209,7 +209,8 @@ class Runner:
         sent_bytes, waited_s = self.transport.sent_bytes - before_bytes, self.transport.waited_s
         contestant.finish()
         first_s, later_s = (self._again_s(transfers) for transfers in recorded)
-        beside_s = self._attended_before_the_last_s(plan.ring) / len(steps)
+        hops_alone = plan.ulysses == 1 and order["contestant"] != STALE  # which hides its transfers behind a whole call
+        beside_s = self._attended_before_the_last_s(plan.ring) / len(steps) if hops_alone else 0.0
         return {
             "trajectory_s": took_s,
             "bytes": sent_bytes,

@@ -48,12 +48,11 @@ class Watch:
         self._energies = torch.zeros(2, LAYER_GROUPS, dtype=torch.float64, device=device)
         """Of what encoding lost, and of what was measured, in each layer group."""
         self._raw_bytes = self._payload_bytes = 0
-        self._channels = first_turn
+        self._first_turn = first_turn
 
-    def next_turn(self) -> int:
-        """One of ``MEASURED_ONE_OF``, another one for each channel."""
-        self._channels = (self._channels + 1) % MEASURED_ONE_OF
-        return self._channels
+    def turn_of(self, group: int) -> int:
+        """In which of ``MEASURED_ONE_OF`` transfers the channels of a layer group are measured: all of a layer's in the same call, layers one after the other."""
+        return (self._first_turn + group) % MEASURED_ONE_OF
 
     def sent(self, *, raw_bytes: int, payload_bytes: int) -> None:
         """A payload was made, of so many bytes, for tensors of so many."""
@@ -104,7 +103,7 @@ class Sightings:
     payload_bytes: int = 0
     """Of their payloads."""
     error: float = 0.0
-    """Root mean square of what encoding lost, as a share of that of what was measured: one matrix in :data:`MEASURED_ONE_OF` transfers."""
+    """Root mean square of what encoding lost, as a share of that of what was measured: one transfer in :data:`MEASURED_ONE_OF`."""
     errors: tuple[float, ...] = ()
     """The same of each layer group, 0 where nothing of it was measured; empty where nothing was at all."""
 
@@ -155,8 +154,6 @@ class Channel:
         self._watch = watch
         self._group = group
         self._transfers = 0
-        self._turn: int | None = None
-        """In which of its transfers a sender is measured: channels take turns."""
 
     @property
     def is_empty(self) -> bool:
@@ -189,13 +186,10 @@ class Channel:
         return values
 
     def _measure(self, tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        """What this transfer lost, if it is its turn: of one of its tensors after the other."""
-        if self._turn is None:
-            self._turn = self._watch.next_turn()
-        times, turn = divmod(self._transfers, MEASURED_ONE_OF)
-        if turn == self._turn:
-            which = (times + self._turn) % len(tensors)
-            self._watch.lost(tensors[which], values[which], self._group)
+        """What this transfer lost, if it is its turn. Of all of its tensors: keys and values move by shares that differ."""
+        if self._transfers % MEASURED_ONE_OF == self._watch.turn_of(self._group):
+            for x_NC, value_NC in zip(tensors, values, strict=True):
+                self._watch.lost(x_NC, value_NC, self._group)
 
     def hash(self) -> Tensor:
         """Of what both ends know: int64 of no dimension."""

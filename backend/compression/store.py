@@ -53,7 +53,7 @@ class Kept:
     """What the form that was asked for had come to take, on the largest rank, when it did not fit; 0 while it does."""
     branches: dict[Hashable, Channels] = field(default_factory=dict)
     made_bytes: int = 0
-    """What its channels take, or would take, on this rank, together with those that were replaced in the last call."""
+    """What its channels take, or would take, on this rank."""
     largest_bytes: int = 0
     """The same of the largest rank, as far as the ranks have told one another."""
     beside_bytes: int = 0
@@ -258,7 +258,7 @@ class ResidualCall:
         take: Callable[[int], bool],
         part: int = 0,
     ) -> None:
-        """``take``: count a new channel of so many bytes; whether there is room for it."""
+        """``take``: count a new channel of so many bytes, less those of what it replaces; whether there is room for it."""
         self.device = device
         self._channels = channels
         self._preset = preset
@@ -276,7 +276,8 @@ class ResidualCall:
         channel = self._channels.get(place)
         if channel is None or (channel.shapes, channel.dtype) != (tuple(shapes), dtype):
             form = self._preset.form
-            keeps = self._take(bytes_of(shapes, dtype, form))
+            replaced = 0 if channel is None else channel.bytes  # which are free from here on
+            keeps = self._take(bytes_of(shapes, dtype, form) - replaced)
             channel = Channel(shapes, dtype, self.device, form, self._watch, keeps=keeps, group=group)
             self._channels[place] = channel
         return channel, self._preset.codec(is_key=channel.is_empty, group=group)

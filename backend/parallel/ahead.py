@@ -1,7 +1,8 @@
 """Opening parcels ahead: what a hop brings is decoded beside the attention to the chunk before, and not after it.
 
 On a CPU one thread of the process waits for hops and decodes what they bring, in the order in which they began; on a GPU a stream of its own does. What is
-handed over waits and computes, and keeps no books: channels are made, counted and chosen by the thread that hands it over, as they are on every other rank.
+handed over waits and decodes. It touches its own channel's state and number, and the two counts of a :class:`..compression.channel.Watch` that have a lock, and nothing
+else: channels are made and chosen, and room for them is counted, by the thread that hands it over, as they are on every other rank.
 """
 
 from __future__ import annotations
@@ -48,12 +49,22 @@ class DecodingThread:
         """See :func:`begin`. Work that waits for its turn when it is asked for is done at once, by whoever asks: a hop that never comes holds up nobody else."""
         promise: Future[T] = Future()
         modes = torch.get_num_threads(), torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+        taken = threading.Lock()
+
+        def do_once() -> None:
+            if taken.acquire(blocking=False):  # for good: work that failed half-way is not begun again
+                _fulfil(promise, work, *modes)
+
+        def value() -> T:
+            do_once()
+            return promise.result()
+
         with self._lock:
-            self._queue.put(lambda: _fulfil(promise, work, *modes))
+            self._queue.put(do_once)
             if not self._is_running:
                 threading.Thread(target=self._run, name="tutti-opens-ahead", daemon=True).start()
                 self._is_running = True
-        return lambda: work() if promise.cancel() else promise.result()
+        return value
 
     def _run(self) -> None:
         while self._does_more():
@@ -72,9 +83,7 @@ class DecodingThread:
 
 
 def _fulfil(promise: Future[T], work: Callable[[], T], threads: int, is_inference: bool, has_grad: bool) -> None:
-    """Do the work, unless somebody else has; as torch would in the thread that it comes from, which all three settings belong to."""
-    if not promise.set_running_or_notify_cancel():
-        return
+    """Do the work as torch would in the thread that it comes from, which all three settings belong to."""
     try:
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)

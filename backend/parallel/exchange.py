@@ -199,7 +199,7 @@ class Exchange:
 
 
 class Parcel:
-    """A value on its way along the ring: encoded once, by its owner, forwarded as it came, and decoded by whoever opens it."""
+    """A value on its way along the ring: encoded once, by its owner, forwarded as it came, and decoded by every rank that gets it."""
 
     def __init__(
         self, codec: HopCodec, payload: Tensor, label: Label, value: Value, pending: Pending | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -92,16 +93,18 @@ def _operations(received: Sequence[Message], sent: Sequence[Message], group: Pro
     return operations + [dist.P2POp(dist.isend, tensor, rank, group) for tensor, rank in sent]
 
 
-def _all_to_all_of_messages(landings: Sequence[Tensor], parts: Sequence[Tensor], group: ProcessGroup) -> None:
-    """Gloo's own sends before it receives. ``[rows, bytes]`` from and to every rank of the group; what is empty does not travel."""
+def _all_to_all_operations(
+    landings: Sequence[Tensor], parts: Sequence[Tensor], group: ProcessGroup
+) -> list[dist.P2POp]:
+    """An all-to-all as messages, because gloo's own sends before it receives: ``[rows, bytes]`` from and to every rank of the group. What is
+    empty does not travel; a rank's own is copied at once."""
     ranks, own = dist.get_process_group_ranks(group), dist.get_rank(group)
     landings[own].copy_(parts[own])
     # Everybody begins with the neighbour behind or before: no rank is everybody's first.
     places = [(own + distance) % len(ranks) for distance in range(1, len(ranks))]
     received = [Message(landings[place], ranks[place]) for place in reversed(places) if landings[place].numel()]
     sent = [Message(parts[place], ranks[place]) for place in places if parts[place].numel()]
-    if operations := _operations(received, sent, group):
-        HopUnderWay(dist.batch_isend_irecv(operations)).wait()
+    return _operations(received, sent, group)
 
 
 class DirectTransport:
@@ -124,9 +127,11 @@ class DirectTransport:
         rows, landings = _as_bytes(sent), _as_bytes(received)
         self.sent_bytes += (sum(sent_splits) - sent_splits[dist.get_rank(group)]) * rows.shape[1]
         if self.backend == "gloo":
-            _all_to_all_of_messages(
+            operations = _all_to_all_operations(
                 torch.split(landings, list(received_splits)), torch.split(rows, list(sent_splits)), group
             )
+            if operations:  # counted as a hop: what is left of one that raised would meet a later one
+                self.hops.begin(lambda: HopUnderWay(dist.batch_isend_irecv(operations))).wait()
         else:
             dist.all_to_all_single(landings, rows, list(received_splits), list(sent_splits), group=group)
 
@@ -212,12 +217,14 @@ class _Landing:
 
     def __init__(self, hop: Pending, copies: list[tuple[Tensor, Tensor]]) -> None:
         self._hop, self._copies = hop, copies
+        self._lock = threading.Lock()
 
     def wait(self) -> None:
-        self._hop.wait()
-        while self._copies:
-            received, landing = self._copies.pop()
-            received.copy_(landing)
+        with self._lock:  # to the last byte: a second thread that waits must not go on beside a copy
+            self._hop.wait()
+            while self._copies:
+                received, landing = self._copies.pop()
+                received.copy_(landing)
 
 
 def count_open_hops(transport: Transport) -> int:

@@ -23,7 +23,7 @@ SHARE: Final = 0.25
 """Of the memory that residual state may take: a GPU's, or of a host's own the part of one rank."""
 TURNS_APART: Final = 5
 """From one rank's first turn to the next one's, of 8: no common factor, so eight ranks take eight turns, and some ranks take turns far apart
-(the golden section, nearly). An odd number, as a channel's turn also says which of its tensors is measured first."""
+(the golden section, nearly)."""
 
 
 def open_store(group: WorkerGroup, ranks_on_device: int) -> ResidualStore:
@@ -73,7 +73,8 @@ class TrajectoryResiduals:
     def _says(self) -> str:
         if self._auto is None:
             return ""
-        return self._auto.says or ("" if self.note else self._auto.spread)
+        gave_up = self._store.gave_up(self._trajectory)
+        return self._auto.says or ("" if gave_up else self._auto.spread)
 
     def look(self) -> None:
         """Take in what happened since the last look. Asked before a call and after the last one, so that a trajectory never

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from tutti.backend.compression.channel import Channel
-from tutti.backend.compression.integrity import hash_of
 from tutti.backend.compression.policy import Preset
 from tutti.backend.compression.state import StateForm
 from tutti.backend.compression.store import ResidualCall
@@ -20,6 +19,7 @@ from tutti.backend.parallel.exchange import Exchange, Move, Parcel
 from tutti.backend.parallel.providers import Attended, AttentionProvider
 from tutti.backend.parallel.residual import ResidualHops
 from tutti.backend.parallel.transport import count_open_hops
+from tutti.kernels.base_hash import hash_of
 
 from tests.distributed.residual_ranks import Runner, trajectory
 from tests.support.gated_ring import InPlace

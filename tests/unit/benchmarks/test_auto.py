@@ -20,5 +20,6 @@ def test_every_plan_is_timed_with_and_without_and_beside_a_preset_that_does_not_
         assert found[case, "first auto job / off"] > 0
         assert found[case, f"step with {CONTROL} / off"] > 0
         assert found[case, f"step with {AUTO} / off"] > 0
+        assert found[case, "auto jobs that compressed"] in (0, 1)
     promised = {(target.case, target.metric) for target in read_targets("auto")}
     assert promised <= set(found)

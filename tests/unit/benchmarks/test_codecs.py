@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 from tutti.backend.compression.codecs import CODECS
-from tutti.backend.compression.state import MatrixShape
+from tutti.backend.compression.state import MatrixShape, ResidualState, StateForm
 from tutti.benchmarks import codecs
 from tutti.benchmarks.published_walk import CHANGES, SPECTRA, STEPS, changes, published_walk
 from tutti.benchmarks.report import read_targets
@@ -69,6 +69,24 @@ def test_the_closed_loop_loses_less_with_more_bits_and_nothing_raw() -> None:
     assert means[-1] == 0
     assert len(errors("binary")) == STEPS
     assert errors("binary")[0] == errors("key-int4")[0], "a key frame comes first"
+
+
+def test_errors_do_not_grow_from_call_to_call_and_would_without_feedback() -> None:
+    """The promise is the ratio of the last error to the first residual's: 1.15."""
+    walk = [x.float() for x in published_walk(SMALL.rows, SMALL.channels, device=CPU)]
+    errors = codecs.closed_loop_errors(CODECS["quaternary"], walk, SMALL)
+    assert errors[-1] / errors[1] <= 1.15
+    # The control: what was sent is the difference to the call before itself, so that nobody makes up for what was lost.
+    state = ResidualState(SMALL, torch.float32, CPU, StateForm())
+    codec, known, open_loop = CODECS["quaternary"], walk[0], []
+    for before, x in itertools.pairwise(walk):
+        CODECS["raw"].encode(
+            before, state, torch.empty(CODECS["raw"].payload_bytes(SMALL, torch.float32), dtype=torch.uint8)
+        )
+        payload = torch.empty(codec.payload_bytes(SMALL, torch.float32), dtype=torch.uint8)
+        known = known + (codec.encode(x, state, payload) - before)
+        open_loop.append(float((known - x).norm() / x.norm()))
+    assert open_loop[-1] / open_loop[0] > 1.15
 
 
 def test_every_codec_is_timed_and_judged() -> None:

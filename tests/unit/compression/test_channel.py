@@ -132,9 +132,12 @@ def test_the_watch_counts_bytes_once_and_begins_anew_with_every_look() -> None:
     assert ends.look()[0] == type(sent)(), "nothing since"
 
 
-def test_an_error_is_measured_in_one_of_sixteen_transfers_of_each_channel_in_turn() -> None:
+def test_an_error_is_measured_in_one_of_eight_transfers_and_layers_take_turns() -> None:
     watch = Watch(CPU)
-    channels = [Channel([shape_of(5, 1, 8)], torch.float32, CPU, StateForm(), watch) for _ in range(MEASURED_ONE_OF)]
+    channels = [
+        Channel([shape_of(5, 1, 8)], torch.float32, CPU, StateForm(), watch, group=group)
+        for group in range(MEASURED_ONE_OF)
+    ]
     for transfer in range(3):
         for channel, x in zip(channels, walk(5, 8, steps=len(channels), seed=transfer), strict=False):
             _, (value,) = channel.encode([x], CODECS["key-int4" if transfer == 0 else "binary"])
@@ -146,6 +149,26 @@ def test_an_error_is_measured_in_one_of_sixteen_transfers_of_each_channel_in_tur
         channel.encode([x], CODECS["binary"])
         measured.append(watch.look().error > 0)
     assert sum(measured) == 1
+
+
+def test_an_error_is_that_of_all_tensors_and_channels_of_a_layer() -> None:
+    """Keys may be calm and values restless: whichever was looked at alone would speak for both."""
+    watch = Watch(CPU)
+    pair, single = (
+        Channel([shape_of(6, 1, 8)] * tensors, torch.float32, CPU, StateForm(), watch, group=3) for tensors in (2, 1)
+    )
+    calm = list(walk(6, 8, steps=2 * MEASURED_ONE_OF))
+    for transfer in range(2 * MEASURED_ONE_OF):
+        restless, other = torch.randn(6, 8), torch.randn(6, 8)
+        codec = CODECS["binary" if transfer else "key-int8"]
+        values = [*pair.encode([calm[0], restless], codec)[1], *single.encode([other], codec)[1]]
+        seen = watch.look()
+        if seen.error:
+            tensors = torch.stack([calm[0], restless, other])
+            assert seen.error == pytest.approx(error(torch.stack(values), tensors), rel=1e-4)
+            assert seen.error > 2 * error(values[0], calm[0]), "the control: keys alone say less"
+            return
+    raise AssertionError("A layer was never measured.")
 
 
 @pytest.mark.parametrize("first_turn", [0, 5])
