@@ -19,6 +19,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from ..backend.compression.channel import Channel, Watch
 from ..backend.compression.codecs import CODECS, Codec
 from ..backend.compression.policy import PRESETS
 from ..backend.compression.state import MatrixShape, ResidualState, StateForm
@@ -148,13 +149,12 @@ def _hashing(codec: Codec, x_NC: Tensor, shape: MatrixShape) -> Callable[[], obj
 
 def hash_figure(shape: MatrixShape, rounds: int, device: torch.device) -> Figure:
     """What hashing costs of a block that exchanges its keys and values in a ring of :data:`RANKS`, with the state that ``balanced`` keeps."""
-    form = PRESETS[LARGEST_STATE].form
-    states = [ResidualState(shape, DTYPE, device, form) for _ in range(2 * RANKS)]
-    """Of keys and values of all owners, its own among them."""
-    for seed, state in enumerate(states):
+    preset, watch = PRESETS[LARGEST_STATE], Watch(device)
+    channels = [Channel([shape] * 2, DTYPE, device, preset.form, watch) for _ in range(RANKS)]
+    """Of keys and values of each owner, its own among them."""
+    for seed, channel in enumerate(channels):
         for step in published_walk(shape.rows, shape.channels, steps=2, seed=seed, device=device):
-            codec = CODECS["quaternary" if not state.is_empty else KEY]
-            codec.encode(step.to(DTYPE), state, new_payload(codec, shape, device))
+            channel.encode([step.to(DTYPE)] * 2, preset.codec(is_key=channel.is_empty))
     x_NC = torch.randn(shape.rows, shape.channels, device=device).to(DTYPE)
     qkv_HND = x_NC.view(shape.rows, shape.heads, shape.head_dim).transpose(0, 1)[None]
     weights_CM = torch.randn(shape.channels, WEIGHTS * shape.channels, device=device).to(DTYPE)
@@ -165,8 +165,8 @@ def hash_figure(shape: MatrixShape, rounds: int, device: torch.device) -> Figure
         torch.mm(x_NC, weights_CM)
 
     def hash_all() -> None:
-        for state in states:
-            hash_of(state.kept)
+        for channel in channels:
+            channel.hash()
 
     shares = []
     for _ in range(rounds):

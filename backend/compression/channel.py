@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...kernels.base_hash import hash_of
+from ...kernels.base_hash import checksum_of, hash_of
 from .codecs import Codec
 from .policy import LAYER_GROUPS
 from .state import MatrixShape, ResidualState, StateForm
@@ -193,7 +193,11 @@ class Channel:
 
     def hash(self) -> Tensor:
         """Of what both ends know: int64 of no dimension."""
-        return hash_of([tensor for state in self.states for tensor in state.kept])
+        total = hash_of([tensor for state in self.states for tensor in state.lasting])
+        for number, state in enumerate(self.states):
+            if state.trend is not None:
+                total += checksum_of(state.trend) * (2 * number + 1)  # odd: no wrong word is lost
+        return total
 
     def _header(self, codec: Codec) -> Tensor:
         """Counts this transfer."""

@@ -85,9 +85,19 @@ class ResidualState:
 
     @property
     def kept(self) -> list[Tensor]:
-        """What must be the same bits at both ends, for a hash of it: whatever the next value depends on."""
+        """What must be the same bits at both ends: whatever the next value depends on."""
+        return [*self.lasting, *([] if self._trend is None else [self._trend])]
+
+    @property
+    def lasting(self) -> list[Tensor]:
+        """Of what is kept, the base and the scales: an error in them stays."""
         base = self._small if self._small is not None else (self._base,)
-        return [tensor for tensor in (*base, self._trend, *(self.scales or ())) if tensor is not None]
+        return [tensor for tensor in (*base, *(self.scales or ())) if tensor is not None]
+
+    @property
+    def trend(self) -> Tensor | None:
+        """How the base was moving, ``[N, C]``: made anew by every transfer."""
+        return self._trend
 
     @contextmanager
     def updated(self, *, by_key_frame: bool) -> Iterator[Tensor]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from tutti.kernels.base_hash import hash_of, reference
+from tutti.kernels.base_hash import checksum_of, hash_of, reference
 
 SIZES = (
     0,
@@ -252,3 +252,19 @@ def test_tensors_that_are_not_there_pass_through() -> None:
         for device in ("cpu", "meta"):
             found = hash_of([torch.empty(577, 24, dtype=torch.bfloat16, device=device), torch.empty(3, device=device)])
             assert (found.dtype, found.shape, found.device.type) == (torch.int64, (), device)
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 19, 64])
+def test_a_checksum_sees_any_one_wrong_bit_and_not_always_two(size: int) -> None:
+    data = torch.arange(size, dtype=torch.uint8)
+    right = int(checksum_of(data))
+    for bit in range(8 * size):
+        wrong = data.clone()
+        wrong[bit // 8] ^= 1 << bit % 8
+        assert int(checksum_of(wrong)) != right
+    if size >= 16:
+        wrong = data.clone()
+        wrong[[7, 15]] ^= 128
+        assert int(checksum_of(wrong)) == right, "what hash_of is for"
+        assert int(hash_of([wrong])) != int(hash_of([data]))
+    assert int(checksum_of(torch.cat((data.new_zeros(3), data))[3:])) == right, "wherever it begins"
