@@ -1,7 +1,7 @@
 """What does each payload format cost, and what does it lose?
 
 One matrix of keys, by default that of a FLUX.1 attention at 1024 x 1024 on four ranks (1088 rows, 24 heads of 128, bf16). Bytes are counted, without the 16
-bytes of a channel's header. Encoding and decoding are timed eagerly, as a model call runs them: wall clock on a CPU, CUDA events and buffers larger
+bytes of a channel's header. Encoding and decoding are timed eagerly, as a model call runs them: wall clock and one thread on a CPU, CUDA events and buffers larger
 than the L2 cache in turn on a GPU. What is lost is measured in the closed loop, on synthetic trajectories of 28 steps that change as FLUX.1's were
 published to (:mod:`.published_walk`); where a codec is one of residuals, a key frame in int4 comes first. Hashes are timed beside what they are part
 of too: the attention and the matrices of one block.
@@ -266,6 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--head-dim", type=int, default=128, help="(default: 128)")
     options = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(1)  # as a rank has it where several share a CPU
     print(torch.cuda.get_device_name(device) if device.type == "cuda" else "no NVIDIA GPU: on the CPU")
     shapes = [MatrixShape(rows=rows, heads=options.heads, head_dim=options.head_dim) for rows in options.rows]
     return finish(BENCHMARK, measure(shapes, options.rounds, device), options)
