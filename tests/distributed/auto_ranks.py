@@ -55,13 +55,14 @@ class Runner:
         """One model call; what it looked like. ``compares``: beside what it is when it travels as it is."""
         own = self.residuals.of(self.plan, TRAJECTORY)
         assert own is not None
+        told = own.news()
         gate = CallGate(
             exchange=self.rank.group.exchange_control,
             asks=lambda: Action.CONTINUE,
             wait_for_device=lambda: None,
             sequence=1,
             call=number,
-            tells=own.news,
+            tells=lambda: told,
         )
         gate.enter()
         call = own.of_call(branch, gate.residuals, KIND)
@@ -76,6 +77,7 @@ class Runner:
         return {
             "branch": branch,
             "key": gate.residuals.wants_key,
+            "own_ppm": told.errors_ppm[: len(layers)],
             "measured_ppm": gate.residuals.errors_ppm[: len(layers)],
             "codecs": [call._preset.residual_of(group) for group in range(len(layers))],
             "hashes": self._hashes(),

@@ -49,9 +49,10 @@ def test_each_layer_has_the_bits_that_its_own_changes_ask_for(plan: str, results
 
 @pytest.mark.parametrize("plan", SHARES)
 def test_all_ranks_choose_the_same_and_their_bases_stay_the_same_bits(plan: str, results: list[RankResult]) -> None:
-    every = [result.facts[plan] for result in results]
+    every, differ = [result.facts[plan] for result in results], 0
     for number, calls in enumerate(zip(*every, strict=True)):
         assert len({(*call["codecs"], *call["measured_ppm"]) for call in calls}) == 1, (plan, number)
+        differ += len({tuple(call["own_ppm"]) for call in calls}) > 1
         assert not any(call["key"] for call in calls), "no payload met other bases than it was made for"
         ends: dict[str, list[int]] = {}
         for call in calls:
@@ -61,6 +62,8 @@ def test_all_ranks_choose_the_same_and_their_bases_stay_the_same_bits(plan: str,
         assert min(map(len, ends.values())) >= 2, "every channel has two ends"
         assert [name for name, values in ends.items() if len(set(values)) > 1] == [], (plan, number)
         errors = [call["error"] for call in calls if call["error"] is not None]
-        assert all(error < 0.2 for error in errors), (plan, number)  # of 5 % in q, k, v and the output each
+        # Four matrices go into it, each with up to the 10 % that a layer may lose: 0.2 if they add up like noise.
+        assert all(error < 0.2 for error in errors), (plan, number)
+    assert differ > len(every[0]) / 2, "the control: what each rank measured itself would have led it elsewhere"
     branches = {call["branch"] for calls in every for call in calls}
     assert branches == {"cond", "uncond"}

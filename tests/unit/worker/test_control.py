@@ -224,7 +224,7 @@ def told(wants_key: bool = False, is_broken: bool = False, *, evictions: int = 0
     return Row(sequence=7, call=3, residuals=news)
 
 
-def test_news_of_residual_state_are_three_words() -> None:
+def test_news_of_residual_state_have_words_of_their_own() -> None:
     assert told().words()[5:] == [0] * 75
     assert told(True, evictions=4, state_bytes=5_000_000_000).words()[5:9] == [1, 4, 5_000_000_000, 0]
     assert told(True, True).words()[5] == 2
