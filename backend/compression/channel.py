@@ -29,6 +29,8 @@ LEAST_ERROR = 1e-6
 """Of a layer group that was measured: 0 says that it was not."""
 MOST_ERROR = 1e6
 """What is worse than this is not told apart: errors travel as whole numbers."""
+_FIRST_RESIDUAL = 2
+"""Number of the transfer behind the first key frame."""
 ALIGNMENT = 16
 """Sections of a payload begin at multiples of so many bytes: vector loads, and views as wider numbers."""
 
@@ -51,8 +53,11 @@ class Watch:
         self._first_turn = first_turn
 
     def turn_of(self, group: int) -> int:
-        """In which of ``MEASURED_ONE_OF`` transfers the channels of a layer group are measured: all of a layer's in the same call, layers one after the other."""
-        return (self._first_turn + group) % MEASURED_ONE_OF
+        """In which of ``MEASURED_ONE_OF`` transfers the channels of a layer group are measured: all of a layer's in the same call, layers one after the other.
+
+        The first group's turn is the first residual, behind the key frame: of a network of few layers a job of few calls is to know something, too.
+        """
+        return (_FIRST_RESIDUAL + self._first_turn + group) % MEASURED_ONE_OF
 
     def sent(self, *, raw_bytes: int, payload_bytes: int) -> None:
         """A payload was made, of so many bytes, for tensors of so many."""
