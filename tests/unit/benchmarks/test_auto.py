@@ -6,12 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
+from tutti.benchmarks import auto
 from tutti.benchmarks.auto import AUTO, CONTROL, PLANS, main
 from tutti.benchmarks.report import read_targets
 
 
 @pytest.mark.slow
-def test_every_plan_is_timed_with_and_without_and_beside_a_preset_that_does_not_ask(tmp_path: Path) -> None:
+@pytest.mark.timeout(400)
+def test_every_plan_is_timed_with_and_without_and_beside_a_preset_that_does_not_ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "STEPS", 8)  # three calls as they are, and then compressed ones
     assert main(["--rounds", "1", "--json", str(tmp_path / "figures")]) == 0
     lines = [json.loads(line) for line in (tmp_path / "figures").read_text().splitlines()]
     found = {(line["case"], line["metric"]): line["value"] for line in lines}
